@@ -1,0 +1,182 @@
+//! What a caller may ask for. The public API and the node take the same bodies; the controller
+//! resolves names to UUIDs before it passes them on.
+//!
+//! Unknown fields are refused: a misspelt option must not be ignored.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::{Name, Problem, Protocol, Reference, Role, Size, Timestamp, VolumeKind};
+
+/// `POST /datastores`: make a datastore in a directory, or adopt the one that is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateDatastore {
+    /// Its name; one that is adopted takes this name.
+    pub name: Name,
+    /// An existing directory, absolute.
+    pub dir: String,
+}
+
+/// `POST /volumes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVolume {
+    /// Its name.
+    pub name: Name,
+    /// Where.
+    pub datastore: Reference,
+    /// What the guest sees; a multiple of 512 bytes.
+    pub size: Size,
+    /// How its space is taken.
+    pub kind: VolumeKind,
+}
+
+/// `PATCH /volumes/{volume}`: rename, resize, or both.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateVolume {
+    /// The new name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<Name>,
+    /// The new size; larger than the old one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<Size>,
+}
+
+/// `POST /volumes/{volume}/connect`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConnectVolume {
+    /// How to reach it.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// Listen on a loopback TCP port instead of a unix socket.
+    #[serde(default)]
+    pub tcp: bool,
+    /// Show this snapshot instead of the current state; needs `read_only`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Reference>,
+    /// Refuse writes.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+/// `POST /volumes/{volume}/clone`: linked clones or full copies, all or none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CloneVolume {
+    /// The new volumes' names.
+    pub names: Vec<Name>,
+    /// Share the source's data (linked) instead of copying it.
+    pub linked: bool,
+    /// From this snapshot; absent: from the current state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Reference>,
+    /// Where; absent: beside the source. A linked clone stays beside its source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datastore: Option<Reference>,
+    /// The kind of a full copy; absent: the source's. A linked clone is thin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<VolumeKind>,
+}
+
+/// `POST /snapshots`: snapshot all these volumes at one point in time, all or none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateSnapshot {
+    /// The snapshot's name on each volume.
+    pub name: Name,
+    /// The volumes; at least one.
+    pub volumes: Vec<Reference>,
+}
+
+/// `POST /templates`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateTemplate {
+    /// Its name.
+    pub name: Name,
+    /// The volume it is made from.
+    pub from: Reference,
+    /// Of this snapshot, which leaves the volume as it is; absent: the volume itself becomes the
+    /// template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Reference>,
+}
+
+/// `POST /templates/{template}/deploy`: all or none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeployTemplate {
+    /// The new volumes' names.
+    pub names: Vec<Name>,
+    /// Share the template's data (linked) instead of copying it.
+    pub linked: bool,
+    /// The kind of a full copy; absent: the template's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<VolumeKind>,
+    /// Where a full copy goes; absent: beside the template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datastore: Option<Reference>,
+}
+
+/// `POST /tokens`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateToken {
+    /// Its name: who or what uses it.
+    pub name: Name,
+    /// What it may do.
+    pub role: Role,
+}
+
+/// A token, without its secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Token {
+    /// Its identity.
+    pub id: Uuid,
+    /// Its name.
+    pub name: Name,
+    /// What it may do.
+    pub role: Role,
+    /// When it was made.
+    pub created: Timestamp,
+}
+
+/// A new token with its secret, which is shown this once.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CreatedToken {
+    /// The token.
+    #[serde(flatten)]
+    pub token: Token,
+    /// What to send as `Authorization: Bearer ...`. Only its hash is kept.
+    pub secret: String,
+}
+
+impl std::fmt::Debug for CreatedToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // a secret must not reach a log through a careless {:?}
+        f.debug_struct("CreatedToken").field("token", &self.token).finish_non_exhaustive()
+    }
+}
+
+/// What a request with `?dry_run=true` would do; nothing is changed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Estimate {
+    /// In words.
+    pub summary: String,
+    /// Bytes that it takes at once.
+    pub takes: Size,
+    /// Bytes that it gives back.
+    pub frees: Size,
+    /// Bytes that it moves.
+    pub moves: Size,
+    /// About how long, from the rate of earlier tasks; absent until there were any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<u64>,
+    /// Why it would be refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Problem>,
+}
