@@ -1,1 +1,35 @@
-//! catalog
+//! What the bytes of a datastore mean: records, intents, the tree of layers, accounting, and every
+//! operation of more than one step.
+//!
+//! ```text
+//!   an operation = a plan (pure)  ──►  intent ──► files, cells ──► ONE record put ──► the rest
+//!                                       └── undone up to here ──┘└── finished from here on ──┘
+//! ```
+//!
+//! Asynchronous on one thread, over any `FileStore`. It reads and writes layers only while no disk
+//! runs on them; what runs is asked through [`Running`].
+//!
+//! What holds:
+//! - The datastore is the truth; what is kept in memory is an index that [`Catalog::open`] rebuilds.
+//! - One record put commits an operation. Before it everything can be undone, after it finished.
+//! - Only an intent's own garbage is deleted; nothing is swept while a record cannot be read (R4).
+//! - A layer changes only if it is nobody's tip, one path leads through it and nobody reads it (L2).
+
+mod api;
+mod catalog;
+mod env;
+mod error;
+mod record;
+
+pub use api::{
+    CheckReport, ConnectPlan, ConnectRequest, CopyTarget, Deploy, DiffExtent, Finding, LayerRef,
+    LogIdentity, LogPlan, NewVolume, PendingMerge, Recovered, Settled, Severity, SnapshotNode,
+    SnapshotSet, Source, StoreUsage, VolumeUsage,
+};
+pub use catalog::Catalog;
+pub use env::{Env, NothingRuns, Progress, Running, Unwatched};
+pub use error::{CatalogError, Code, Named, Result};
+pub use record::{
+    Current, FORMAT, MAX_SIZE, MAX_SNAPSHOTS, Origin, Record, SetRecord, Snapshot, VolumeKind,
+    VolumeRecord, is_name, is_size,
+};

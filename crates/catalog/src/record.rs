@@ -1,0 +1,317 @@
+//! Records: the unit of commit. A volume's record holds everything about it but the parent links of
+//! its layers, which live in the layers themselves (invariant 3).
+//!
+//! ```text
+//!   record/UUID.json    {"type": "volume", "format": 1, ...}   one volume or template
+//!                       {"type": "set",    "format": 1, ...}   several volumes changed by one commit:
+//!                                                               rolled forward into theirs, then gone
+//! ```
+//!
+//! Records are replaced whole. One of an unknown format or type is refused, never guessed at.
+
+use datastore::ObjectName;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::error::{CatalogError, Code, Result};
+
+/// The record format that this version writes.
+pub const FORMAT: u32 = 1;
+
+/// Most snapshots a volume may have, branches and layers that still wait for their merge included.
+pub const MAX_SNAPSHOTS: usize = 32;
+
+/// Largest volume: what one VHD can be (2040 GiB).
+pub const MAX_SIZE: u64 = 2040 << 30;
+
+/// Sizes are multiples of this many bytes.
+pub const SIZE_UNIT: u64 = 512;
+
+/// How a volume takes space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VolumeKind {
+    /// Every byte is written at creation; a fixed VHD.
+    Fixed,
+    /// All space is reserved, zeroed at first write; a dynamic VHD.
+    Lazy,
+    /// Grows; a dynamic VHD.
+    Thin,
+}
+
+/// Where a volume came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
+    /// The volume or template.
+    pub volume: Uuid,
+    /// Its snapshot, where one was named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Uuid>,
+    /// Whether layers are shared (a linked clone) or everything was copied.
+    pub linked: bool,
+}
+
+/// A point in time of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Snapshot {
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// Its name, unique within the volume.
+    pub name: String,
+    /// Unix time in milliseconds.
+    pub created: u64,
+    /// The snapshot that was current when this one was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Uuid>,
+    /// The frozen layer that is its content.
+    pub layer: Uuid,
+    /// The volume's size then, in bytes.
+    pub size: u64,
+    /// The operation that made it, where it took several volumes at one moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set: Option<Uuid>,
+}
+
+/// What the volume is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Current {
+    /// The leaf that is written; frozen in a template.
+    pub layer: Uuid,
+    /// The snapshot it stands on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Uuid>,
+}
+
+/// A volume or template.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeRecord {
+    /// Its UUID, which also names the record and the volume's cell.
+    pub uuid: Uuid,
+    /// Its name, unique in the datastore.
+    pub name: String,
+    /// Counts the changes of this record.
+    pub revision: u64,
+    /// The operation that wrote this revision.
+    pub operation: Uuid,
+    /// Size in bytes, a multiple of 512.
+    pub size: u64,
+    /// How it takes space.
+    pub kind: VolumeKind,
+    /// Unix time in milliseconds.
+    pub created: u64,
+    /// Frozen: it can be deployed, read and deleted, not written.
+    pub template: bool,
+    /// Where it came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// Its snapshots, oldest first.
+    pub snapshots: Vec<Snapshot>,
+    /// What it is now.
+    pub current: Current,
+    /// Every layer it owns: the current one, those of snapshots, and *ghosts*, layers of deleted
+    /// snapshots that wait for their merge. Layers below a linked clone's belong to its origin.
+    pub layers: Vec<Uuid>,
+}
+
+/// Several volumes changed by one commit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetRecord {
+    /// The operation, which also names the record.
+    pub uuid: Uuid,
+    /// The volumes as they are by this commit.
+    pub volumes: Vec<VolumeRecord>,
+}
+
+/// A record as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// A volume or template.
+    Volume(VolumeRecord),
+    /// Several volumes changed by one commit.
+    Set(SetRecord),
+}
+
+/// What every stored object says of itself first.
+#[derive(Deserialize)]
+struct Head {
+    format: u32,
+    r#type: String,
+}
+
+#[derive(Serialize)]
+struct Stored<'a, T> {
+    r#type: &'static str,
+    format: u32,
+    #[serde(flatten)]
+    body: &'a T,
+}
+
+/// Writes `body` with its type and format in front.
+pub(crate) fn encode_as<T: Serialize>(kind: &'static str, body: &T) -> Vec<u8> {
+    serde_json::to_vec_pretty(&Stored { r#type: kind, format: FORMAT, body })
+        .expect("records have string keys and no failing fields")
+}
+
+/// Reads type and format, then the rest by `kind`'s own shape.
+pub(crate) fn decode_as<T>(
+    name: ObjectName,
+    bytes: &[u8],
+    body: impl FnOnce(&str, serde_json::Value) -> Option<serde_json::Result<T>>,
+) -> Result<T> {
+    let unreadable = |problem: String| {
+        CatalogError::new(Code::RecordUnreadable, format!("{name} cannot be read: {problem}"))
+            .hint("nothing was changed; restore the object from a backup, or look at it by hand")
+    };
+    // serde_json limits nesting to 128 levels, so hostile depth is an error, not a stack overflow.
+    let mut value: serde_json::Value =
+        serde_json::from_slice(bytes).map_err(|e| unreadable(e.to_string()))?;
+    let head = Head::deserialize(&value).map_err(|e| unreadable(e.to_string()))?;
+    if head.format != FORMAT {
+        return Err(unreadable(format!(
+            "it has format {}; this version of Shale knows {FORMAT}",
+            head.format
+        )));
+    }
+    if let Some(fields) = value.as_object_mut() {
+        fields.remove("format");
+        fields.remove("type");
+    }
+    match body(&head.r#type, value) {
+        Some(read) => read.map_err(|e| unreadable(e.to_string())),
+        None => Err(unreadable(format!("its type is {:?}", head.r#type))),
+    }
+}
+
+impl Record {
+    /// The stored form.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Volume(volume) => encode_as("volume", volume),
+            Self::Set(set) => encode_as("set", set),
+        }
+    }
+
+    /// Reads the record stored as `record/ID.json`.
+    ///
+    /// # Errors
+    /// `record-unreadable` for what does not parse or contradicts itself.
+    pub fn decode(id: Uuid, bytes: &[u8]) -> Result<Self> {
+        let name = ObjectName::Record(id);
+        let record = decode_as(name, bytes, |kind, value| match kind {
+            "volume" => Some(serde_json::from_value(value).map(Self::Volume)),
+            "set" => Some(serde_json::from_value(value).map(Self::Set)),
+            _ => None,
+        })?;
+        let problem = match &record {
+            Self::Volume(volume) if volume.uuid != id => Some("it holds another UUID".to_owned()),
+            Self::Volume(volume) => volume.problem(),
+            Self::Set(set) if set.uuid != id => Some("it holds another UUID".to_owned()),
+            Self::Set(set) => set.volumes.iter().find_map(VolumeRecord::problem),
+        };
+        match problem {
+            None => Ok(record),
+            Some(problem) => Err(CatalogError::new(
+                Code::RecordUnreadable,
+                format!("{name} contradicts itself: {problem}"),
+            )
+            .hint("nothing was changed; restore the object from a backup, or look at it by hand")),
+        }
+    }
+}
+
+impl VolumeRecord {
+    /// The snapshot with this UUID.
+    #[must_use]
+    pub fn snapshot(&self, id: Uuid) -> Option<&Snapshot> {
+        self.snapshots.iter().find(|s| s.uuid == id)
+    }
+
+    /// Whether `layer` is the current layer or a snapshot's.
+    #[must_use]
+    pub fn is_tip(&self, layer: Uuid) -> bool {
+        self.current.layer == layer || self.snapshots.iter().any(|s| s.layer == layer)
+    }
+
+    /// Layers of deleted snapshots that wait for their merge.
+    pub fn ghosts(&self) -> impl Iterator<Item = Uuid> + '_ {
+        self.layers.iter().copied().filter(|layer| !self.is_tip(*layer))
+    }
+
+    /// What counts towards [`MAX_SNAPSHOTS`].
+    #[must_use]
+    pub fn depth_used(&self) -> usize {
+        self.snapshots.len() + self.ghosts().count()
+    }
+
+    /// What in the record contradicts itself, if anything.
+    fn problem(&self) -> Option<String> {
+        let mut layers = self.layers.clone();
+        layers.sort_unstable();
+        layers.dedup();
+        if layers.len() != self.layers.len() {
+            return Some("a layer stands in it twice".into());
+        }
+        if layers.binary_search(&self.current.layer).is_err() {
+            return Some("its current layer is not one of its layers".into());
+        }
+        if !is_size(self.size) || self.snapshots.iter().any(|s| !is_size(s.size)) {
+            return Some("a size is out of bounds".into());
+        }
+        if !is_name(&self.name) {
+            return Some("its name is not a name".into());
+        }
+        for (at, snapshot) in self.snapshots.iter().enumerate() {
+            if layers.binary_search(&snapshot.layer).is_err() {
+                return Some(format!("the layer of snapshot {} is not its own", snapshot.uuid));
+            }
+            let clash = self.snapshots.iter().skip(at + 1).any(|other| {
+                other.uuid == snapshot.uuid
+                    || other.layer == snapshot.layer
+                    || other.name == snapshot.name
+            });
+            if clash || snapshot.layer == self.current.layer {
+                return Some(format!("snapshot {} collides with another", snapshot.uuid));
+            }
+            if self.parent_depth(snapshot.parent).is_none() {
+                return Some(format!("the parents of snapshot {} lead nowhere", snapshot.uuid));
+            }
+        }
+        if self.parent_depth(self.current.parent).is_none() {
+            return Some("the snapshot it stands on does not exist".into());
+        }
+        None
+    }
+
+    /// Steps to the root of the snapshot tree; None where the way ends or goes in a circle.
+    fn parent_depth(&self, from: Option<Uuid>) -> Option<usize> {
+        let mut at = from;
+        for depth in 0..=self.snapshots.len() {
+            match at {
+                None => return Some(depth),
+                Some(id) => at = self.snapshot(id)?.parent,
+            }
+        }
+        None
+    }
+}
+
+/// Whether `size` is one that a volume can have.
+#[must_use]
+pub fn is_size(size: u64) -> bool {
+    (1..=MAX_SIZE).contains(&size) && size.is_multiple_of(SIZE_UNIT)
+}
+
+/// Whether `name` keeps the rules: 1 to 63 of `A-Z a-z 0-9 . _ -`, the first a letter or digit.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    (1..=63).contains(&bytes.len())
+        && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
+        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(b))
+}
