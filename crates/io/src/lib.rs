@@ -6,6 +6,9 @@
 mod buffer;
 mod device;
 mod error;
+mod local;
+mod shm;
+pub mod sim;
 mod units;
 
 pub use buffer::{BUFFER_ALIGN, IoBuf, Memory, RawIov};
@@ -13,4 +16,6 @@ pub use device::{
     BlockDevice, BlockFile, Clear, DeviceInfo, Durability, Extent, ExtentKind, Io, Request,
 };
 pub use error::{IoError, IoErrorKind, Result};
+pub use local::{BootInstant, Executor, Local, Park, Remote, Sleep, Task, Unpark};
+pub use shm::{LogMemory, ShmFile};
 pub use units::{ByteCount, ByteOffset, ByteRange};

@@ -1,0 +1,164 @@
+//! Memory that outlives the process but not the host: a fallocated, mapped file on a tmpfs.
+//!
+//! All space is taken at creation, so that a full tmpfs is an error there and never a SIGBUS later.
+
+use std::fmt;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::mm::{MapFlags, ProtFlags};
+
+use crate::error::{IoError, IoErrorKind, Result};
+
+/// Memory for a log: written in place, survives the death of the process.
+pub trait LogMemory {
+    /// Length in bytes.
+    fn len(&self) -> usize;
+
+    /// Whether there are no bytes at all.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Stores `bytes` from `at` on.
+    ///
+    /// # Panics
+    /// If they do not fit.
+    fn write(&self, at: usize, bytes: &[u8]);
+
+    /// Fills `bytes` from `at` on.
+    ///
+    /// # Panics
+    /// If the memory ends before.
+    fn read(&self, at: usize, bytes: &mut [u8]);
+}
+
+/// A mapped file on a tmpfs.
+pub struct ShmFile {
+    base: *mut u8,
+    len: usize,
+    /// Keeps the file open, so that whoever looks can tell that it is in use.
+    _fd: OwnedFd,
+}
+
+impl fmt::Debug for ShmFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShmFile").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+impl ShmFile {
+    /// Creates the file, zeroed, with all its space taken. Fails with `Exists` where there is one.
+    ///
+    /// # Errors
+    /// `NoSpace` when the tmpfs is full: nothing is left behind then.
+    pub fn create(path: &Path, len: usize) -> Result<Self> {
+        let context = |what: &str| format!("{what} log memory {}", path.display());
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|e| IoError::system(context("creating"), e.into()))?;
+        let made = rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, len as u64)
+            .map_err(|e| IoError::system(context("taking space for"), e.into()))
+            .and_then(|()| Self::map(fd, len, path));
+        if made.is_err() {
+            // Half a log would only confuse the next open; its name was ours (EXCL).
+            let _gone = std::fs::remove_file(path);
+        }
+        made
+    }
+
+    /// Opens an existing file of exactly `len` bytes.
+    ///
+    /// # Errors
+    /// `NotFound`, or `Corrupt` when the length differs or part of the space is missing.
+    pub fn open(path: &Path, len: usize) -> Result<Self> {
+        let context = |what: &str| format!("{what} log memory {}", path.display());
+        let fd = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| IoError::system(context("opening"), e.into()))?;
+        let file = File::from(fd);
+        let found = file.metadata().map_err(|e| IoError::system(context("examining"), e))?.len();
+        if found != len as u64 {
+            let message = format!("{}: {found} bytes instead of {len}", context("opening"));
+            return Err(IoError::new(IoErrorKind::Corrupt, message));
+        }
+        // A hole in a file that we fallocated means somebody else made it; fill it before mapping.
+        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len as u64)
+            .map_err(|e| IoError::system(context("taking space for"), e.into()))?;
+        Self::map(file.into(), len, path)
+    }
+
+    #[expect(unsafe_code, reason = "maps the file")]
+    fn map(fd: OwnedFd, len: usize, path: &Path) -> Result<Self> {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address the kernel chooses overlaps nothing of ours.
+        let mapped =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, prot, MapFlags::SHARED, &fd, 0) };
+        match mapped {
+            Ok(base) => Ok(Self { base: base.cast(), len, _fd: fd }),
+            Err(e) => {
+                Err(IoError::system(format!("mapping log memory {}", path.display()), e.into()))
+            }
+        }
+    }
+}
+
+impl Drop for ShmFile {
+    #[expect(unsafe_code, reason = "unmaps what `map` mapped")]
+    fn drop(&mut self) {
+        // SAFETY: base and len are those of our own mapping, and nobody else holds its address.
+        let unmapped = unsafe { rustix::mm::munmap(self.base.cast(), self.len) };
+        debug_assert!(unmapped.is_ok(), "munmap of our own mapping: {unmapped:?}");
+    }
+}
+
+impl LogMemory for ShmFile {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    #[expect(unsafe_code, reason = "raw copy into the mapping")]
+    fn write(&self, at: usize, bytes: &[u8]) {
+        assert!(at <= self.len && bytes.len() <= self.len - at, "log write {at}+{}", bytes.len());
+        // SAFETY: within the mapping (asserted); no Rust reference to the mapping exists.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.add(at), bytes.len()) }
+        // A killed process must leave records in the order they were written: keep the compiler
+        // from moving a later store (a commit word) before this one.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::Release);
+    }
+
+    #[expect(unsafe_code, reason = "raw copy out of the mapping")]
+    fn read(&self, at: usize, bytes: &mut [u8]) {
+        assert!(at <= self.len && bytes.len() <= self.len - at, "log read {at}+{}", bytes.len());
+        // SAFETY: within the mapping (asserted); no Rust reference to the mapping exists.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.base.add(at), bytes.as_mut_ptr(), bytes.len());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LogMemory, ShmFile};
+    use crate::error::IoErrorKind;
+
+    #[test]
+    fn content_outlives_the_mapping() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        ShmFile::create(&path, 8192)
+            .unwrap()
+            .write(4000, b"across a page boundary".repeat(9).as_slice());
+        let again = ShmFile::open(&path, 8192).unwrap();
+        let mut seen = [0; 22];
+        again.read(4022, &mut seen);
+        assert_eq!(&seen, b"across a page boundary");
+        assert_eq!(ShmFile::create(&path, 8192).unwrap_err().kind, IoErrorKind::Exists);
+        assert_eq!(ShmFile::open(&path, 4096).unwrap_err().kind, IoErrorKind::Corrupt);
+        assert_eq!(
+            ShmFile::open(&dir.path().join("none"), 1).unwrap_err().kind,
+            IoErrorKind::NotFound
+        );
+    }
+}
