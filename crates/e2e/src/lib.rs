@@ -1,1 +1,23 @@
-//! e2e
+//! Scaffolding for tests and demos on real parts: the released binary, real QEMU guests, real tools.
+//!
+//! ```text
+//!   tests/*.rs, bin/demo.rs, bench
+//!        │
+//!        ├── shale    `shale serve` on a directory of its own, and its CLI as a typed call
+//!        ├── guest    a bootable Debian disk image, made without mounting anything
+//!        ├── qemu     one running guest, driven over its serial console
+//!        ├── need     what a test asks of the machine; a missing thing is a clear failure
+//!        └── process  children that end with their owner
+//! ```
+//!
+//! Nothing here knows how Shale works inside: it may use only what a user could.
+#![forbid(unsafe_code)]
+
+pub mod guest;
+pub mod need;
+pub mod process;
+pub mod qemu;
+pub mod shale;
+
+pub use qemu::Guest;
+pub use shale::{Connection, Shale};
