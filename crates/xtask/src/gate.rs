@@ -1,0 +1,64 @@
+//! The gate, `cargo xtask ci`: what every change must pass beside the tests. All steps run, then the
+//! failed ones are named: one run tells the whole story.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::{cargo, edges, show, text};
+
+type Step = (&'static str, fn() -> Result<()>);
+
+/// Cheap steps first.
+const STEPS: &[Step] = &[
+    ("crate edges", edges::check),
+    ("unsafe code only where it may be", text::unsafe_code),
+    ("no path or registry of this machine in the sources", text::machine),
+    ("links of the documents lead somewhere", text::links),
+    ("formatting", || show(&mut cargo(&["fmt", "--all", "--check"]))),
+    ("lints", lints),
+    ("documentation", documentation),
+    ("openapi.json is what the code says", openapi),
+    ("committed seeds of the simulator", seeds),
+];
+
+pub(crate) fn run() -> Result<()> {
+    let mut failed = Vec::new();
+    for (name, step) in STEPS {
+        println!("== {name}");
+        let begin = Instant::now();
+        let result = step();
+        let seconds = begin.elapsed().as_secs_f32();
+        match result {
+            Ok(()) => println!("   ok, {seconds:.1} s"),
+            Err(error) => {
+                println!("   FAILED, {seconds:.1} s: {error:#}");
+                failed.push(*name);
+            }
+        }
+    }
+    if !failed.is_empty() {
+        bail!("the gate is closed: {}", failed.join("; "));
+    }
+    println!("the gate is open");
+    Ok(())
+}
+
+fn lints() -> Result<()> {
+    let mut clippy = cargo(&["clippy", "--workspace", "--all-targets", "--quiet"]);
+    show(clippy.args(["--", "-D", "warnings"]))
+}
+
+fn documentation() -> Result<()> {
+    let mut doc: Command = cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
+    show(doc.env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+fn openapi() -> Result<()> {
+    show(&mut cargo(&["test", "--quiet", "-p", "controller", "openapi"]))
+}
+
+fn seeds() -> Result<()> {
+    show(&mut cargo(&["test", "--quiet", "-p", "sim", "committed"]))
+}
