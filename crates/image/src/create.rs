@@ -17,6 +17,10 @@ use crate::{
     WideName,
 };
 
+/// A page as a length in memory.
+const PAGE_LEN: usize = 4096;
+const _: () = assert!(PAGE_LEN as u64 == PAGE);
+
 /// Parts of a file and where they belong.
 pub type Pieces = Vec<(Sector, Vec<u8>)>;
 
@@ -132,7 +136,7 @@ pub fn headers_for(image: &LayerImage) -> Pieces {
     let paths = image.parent.iter().flat_map(|parent| &parent.locators);
     for (slot, locator) in locators.iter_mut().zip(paths) {
         let mut path = locator.data.clone();
-        path.resize(path.len().next_multiple_of(PAGE as usize).max(PAGE as usize), 0);
+        path.resize(path.len().next_multiple_of(PAGE_LEN).max(PAGE_LEN), 0);
         *slot = LocatorEntry {
             platform: locator.platform,
             // in bytes, as Windows and Xen's tools write and read it
@@ -157,7 +161,7 @@ pub fn headers_for(image: &LayerImage) -> Pieces {
     if let Some((_, page)) = pieces.first_mut() {
         page.extend_from_slice(&footer_for(image));
         page.extend_from_slice(&header.encode());
-        page.resize(PAGE as usize, 0);
+        page.resize(PAGE_LEN, 0);
     }
     pieces
 }
@@ -239,7 +243,7 @@ fn check_locators(image: &LayerImage) -> Result<()> {
             parent.locators.len()
         )));
     }
-    if let Some(long) = parent.locators.iter().find(|locator| locator.data.len() > PAGE as usize) {
+    if let Some(long) = parent.locators.iter().find(|locator| locator.data.len() > PAGE_LEN) {
         return Err(FormatError::Unsupported(format!(
             "the path of a parent locator takes {} bytes; {PAGE} is the most",
             long.data.len()

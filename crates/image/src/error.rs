@@ -70,6 +70,7 @@ pub enum FormatError {
 }
 
 impl FormatError {
+    #[expect(clippy::needless_pass_by_value, reason = "values are made for the message only")]
     pub(crate) fn corrupt(
         structure: &'static str,
         field: &'static str,
@@ -79,6 +80,7 @@ impl FormatError {
         Self::Corrupt { structure, field, found: found.to_string(), expected: expected.to_string() }
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "values are made for the message only")]
     pub(crate) fn not_ours(
         field: &'static str,
         found: impl ToString,

@@ -87,7 +87,12 @@ impl Footer {
         let mut fields = Fields::of(bytes);
         let cookie = fields.take::<8>();
         if &cookie != COOKIE {
-            return Err(corrupt("cookie", cookie.escape_ascii(), COOKIE.escape_ascii()));
+            return Err(FormatError::corrupt(
+                STRUCTURE,
+                "cookie",
+                cookie.escape_ascii(),
+                COOKIE.escape_ascii(),
+            ));
         }
         let features = fields.u32();
         let version = fields.u32();
@@ -104,7 +109,7 @@ impl Footer {
         let stored = fields.u32();
         let computed = checksum(bytes, CHECKSUM_AT);
         if stored != computed {
-            return Err(corrupt("checksum", hex(stored), hex(computed)));
+            return Err(FormatError::corrupt(STRUCTURE, "checksum", hex(stored), hex(computed)));
         }
         if version >> 16 != 1 {
             return Err(FormatError::Unsupported(format!(
@@ -117,7 +122,7 @@ impl Footer {
             2 => Kind::Fixed,
             3 => Kind::Dynamic,
             4 => Kind::Differencing,
-            other => return Err(corrupt("disk type", other, "2, 3 or 4")),
+            other => return Err(FormatError::corrupt(STRUCTURE, "disk type", other, "2, 3 or 4")),
         };
         let uuid = Uuid::from_bytes(fields.take());
         let saved_state = fields.u8() != 0;
@@ -138,7 +143,12 @@ impl Footer {
             hidden,
         };
         if footer.size() > MAX_SECTORS {
-            return Err(corrupt("size", format!("{:?}", footer.size()), "at most 2040 GiB"));
+            return Err(FormatError::corrupt(
+                STRUCTURE,
+                "size",
+                format!("{:?}", footer.size()),
+                "at most 2040 GiB",
+            ));
         }
         Ok(footer)
     }
@@ -203,10 +213,6 @@ impl Footer {
             SectorCount::whole_in(self.current_size)
         }
     }
-}
-
-fn corrupt(field: &'static str, found: impl ToString, expected: impl ToString) -> FormatError {
-    FormatError::corrupt(STRUCTURE, field, found, expected)
 }
 
 fn hex(value: u32) -> String {

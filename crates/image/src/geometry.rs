@@ -73,7 +73,9 @@ mod tests {
         // (sectors, cylinders, heads, sectors a track): what qemu-img 7.2 stores for these sizes.
         for (total, c, h, s) in [
             (68, 1, 4, 17),
+            (2108, 31, 4, 17),
             (20_468, 301, 4, 17),
+            (10_000_368, 9921, 16, 63),
             (2_097_648, 2081, 16, 63),
             (65535 * 16 * 255, 65535, 16, 255),
             (0xff00_0000, 65535, 16, 255),

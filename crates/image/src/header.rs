@@ -46,7 +46,12 @@ impl DynamicHeader {
         let mut fields = Fields::of(bytes);
         let cookie = fields.take::<8>();
         if &cookie != COOKIE {
-            return Err(corrupt("cookie", cookie.escape_ascii(), COOKIE.escape_ascii()));
+            return Err(FormatError::corrupt(
+                STRUCTURE,
+                "cookie",
+                cookie.escape_ascii(),
+                COOKIE.escape_ascii(),
+            ));
         }
         let next = fields.u64();
         let table_offset = fields.u64();
@@ -57,7 +62,7 @@ impl DynamicHeader {
         let computed = checksum(bytes, CHECKSUM_AT);
         if stored != computed {
             let hex = |value: u32| format!("{value:#010x}");
-            return Err(corrupt("checksum", hex(stored), hex(computed)));
+            return Err(FormatError::corrupt(STRUCTURE, "checksum", hex(stored), hex(computed)));
         }
         if version >> 16 != 1 {
             return Err(FormatError::Unsupported(format!(
@@ -67,7 +72,12 @@ impl DynamicHeader {
             )));
         }
         if !block_size.is_power_of_two() || u64::from(block_size) < SECTOR {
-            return Err(corrupt("block size", block_size, "a power of two of at least 512"));
+            return Err(FormatError::corrupt(
+                STRUCTURE,
+                "block size",
+                block_size,
+                "a power of two of at least 512",
+            ));
         }
         let parent_uuid = Uuid::from_bytes(fields.take());
         let parent_time = Timestamp(fields.u32());
@@ -84,6 +94,12 @@ impl DynamicHeader {
             parent_name,
             locators,
         })
+    }
+
+    /// Sectors of data in a block.
+    #[must_use]
+    pub fn block_sectors(&self) -> u32 {
+        self.block_size >> 9
     }
 
     /// The structure as it stands on disk. A name that is too long is cut: only the locators count.
@@ -108,8 +124,4 @@ impl DynamicHeader {
         }
         image.finish(CHECKSUM_AT)
     }
-}
-
-fn corrupt(field: &'static str, found: impl ToString, expected: impl ToString) -> FormatError {
-    FormatError::corrupt(STRUCTURE, field, found, expected)
 }

@@ -24,6 +24,7 @@
 )]
 
 pub mod bat;
+pub mod check;
 pub mod create;
 pub mod owner;
 
@@ -36,6 +37,7 @@ mod header;
 mod layer;
 mod locator;
 mod open;
+mod read;
 mod units;
 
 pub use bitmap::{BitRuns, Bitmap, bit_runs};
@@ -47,6 +49,7 @@ pub use header::DynamicHeader;
 pub use layer::{LayerImage, ParentRef, Repair};
 pub use locator::{Locator, LocatorEntry, Platform, WideName};
 pub use open::{Opener, Step, Trust};
+pub use read::{ChainReader, Content, LayerReader, Mapped};
 pub use units::{
     BLOCK_BYTES, BLOCK_SECTORS, BLOCK_STRIDE_SECTORS, BlockIndex, MAX_SECTORS, METADATA_SECTORS,
     PAGE, PAGE_SECTORS, SECTOR, Sector, SectorCount,

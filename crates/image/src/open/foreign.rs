@@ -160,7 +160,7 @@ impl Foreign {
     ) -> Result<Want> {
         rounding(footer, &mut repairs);
         let size = footer.size();
-        let block_sectors = header.block_size / SECTOR as u32;
+        let block_sectors = header.block_sectors();
         let blocks = size.0.div_ceil(u64::from(block_sectors));
         if blocks > u64::from(header.entries) {
             return Err(FormatError::corrupt(

@@ -205,6 +205,7 @@ fn ours(footer: &Footer) -> Result<()> {
     same("size in bytes", footer.current_size, footer.size().bytes())
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "values are made for the message only")]
 fn same(field: &'static str, found: impl ToString, expected: impl ToString) -> Result<()> {
     let (found, expected) = (found.to_string(), expected.to_string());
     if found == expected { Ok(()) } else { Err(FormatError::NotOurs { field, found, expected }) }
