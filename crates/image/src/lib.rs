@@ -26,7 +26,9 @@
 pub mod bat;
 pub mod check;
 pub mod create;
+pub mod merge;
 pub mod owner;
+pub mod plan;
 
 mod bitmap;
 mod bytes;
