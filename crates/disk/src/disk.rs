@@ -1,0 +1,477 @@
+//! The disk itself: its state, how it is opened, and how requests enter it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashMap};
+use std::rc::Rc;
+
+use image::owner::{BlockState, OwnerMap, Slot};
+use image::{BLOCK_SECTORS, BlockIndex, Kind, SECTOR, SectorCount};
+use io::{
+    BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, DeviceInfo, Extent, Io, IoError,
+    IoErrorKind, Local, LogMemory, Request, Result,
+};
+
+use crate::chain::{Chain, Layer, layer_blocks, read_bitmaps};
+use crate::error::OpenError;
+use crate::event::{Event, Ticket, Tickets};
+use crate::flush::{Dirty, Flushes};
+use crate::log::{LogIdentity, MetaLog};
+use crate::replay;
+use crate::rules::Rules;
+use crate::space::{Place, Space};
+
+/// What is known of the metadata log when a volume is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogState {
+    /// The volume was closed: there is nothing to replay.
+    Clean,
+    /// A process died on this very boot and left its log: it is replayed, or the open fails.
+    Replay,
+    /// The volume was not closed and the log is gone: a power cut.
+    Lost,
+}
+
+/// What a chain is opened for.
+pub enum Access {
+    /// Reads only.
+    ReadOnly,
+    /// Reads and writes.
+    Write {
+        /// Memory for the log, at least [`crate::LOG_MIN`] bytes.
+        memory: Rc<dyn LogMemory>,
+        /// Which connection it belongs to.
+        identity: LogIdentity,
+        /// What is in it.
+        state: LogState,
+    },
+}
+
+/// What to open.
+pub struct OpenChain {
+    /// The layers' files, the base first, the leaf last.
+    pub files: Vec<Rc<dyn BlockFile>>,
+    /// What for.
+    pub access: Access,
+    /// [`Rules::all`], but in proofs.
+    pub rules: Rules,
+}
+
+impl std::fmt::Debug for Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::ReadOnly => f.write_str("ReadOnly"),
+            Self::Write { identity, state, .. } => {
+                f.debug_struct("Write").field("identity", identity).field("state", state).finish()
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for OpenChain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenChain").field("layers", &self.files.len()).finish_non_exhaustive()
+    }
+}
+
+/// Counters since the disk was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Guest reads.
+    pub reads: u64,
+    /// Guest writes.
+    pub writes: u64,
+    /// Guest discards and write-zeroes.
+    pub clears: u64,
+    /// Guest flushes.
+    pub flushes: u64,
+    /// Bytes that guest reads asked for.
+    pub read_bytes: u64,
+    /// Bytes that guest writes brought.
+    pub written_bytes: u64,
+    /// Reads of layer files made for guest reads, bitmaps included.
+    pub file_reads: u64,
+    /// Requests that wait for space now.
+    pub held: u64,
+    /// Blocks that the leaf holds.
+    pub leaf_blocks: u64,
+    /// Bytes of memory that the owner map takes.
+    pub map_bytes: u64,
+}
+
+/// Whether requests may enter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gate {
+    Open,
+    /// Writes, clears and flushes wait; reads go on.
+    Shut,
+    /// Nothing enters any more.
+    Closed,
+}
+
+/// All that changes, borrowed for moments only, never across an await.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) chain: Chain,
+    pub(crate) map: OwnerMap,
+    pub(crate) log: Option<MetaLog>,
+    pub(crate) space: Space,
+    /// Places that blocks of the leaf got, before their first write was published.
+    pub(crate) assigned: HashMap<BlockIndex, Place>,
+    pub(crate) dirty: Dirty,
+}
+
+pub(crate) struct Inner {
+    pub(crate) local: Local,
+    pub(crate) rules: Rules,
+    pub(crate) read_only: bool,
+    pub(crate) state: RefCell<State>,
+    pub(crate) gate: Cell<Gate>,
+    pub(crate) tickets: Rc<Tickets>,
+    /// Requests that may change the leaf, from their ticket to their end.
+    pub(crate) writers: Cell<usize>,
+    pub(crate) refilling: Cell<bool>,
+    /// Dropped places that wait for older requests and their clearing.
+    pub(crate) settling: Cell<usize>,
+    /// `gate`, `writers`, `refilling` or `settling` changed.
+    pub(crate) changed: Event,
+    pub(crate) flushes: Flushes,
+    pub(crate) space_freed: Event,
+    pub(crate) held: Cell<u64>,
+    pub(crate) held_changed: RefCell<Option<Box<dyn Fn(u64)>>>,
+    pub(crate) stats: RefCell<Stats>,
+}
+
+/// An open chain as a block device. Clones share it.
+#[derive(Clone)]
+pub struct Disk {
+    pub(crate) inner: Rc<Inner>,
+}
+
+impl std::fmt::Debug for Disk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Disk")
+            .field("gate", &self.inner.gate.get())
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A request that may change the leaf is under way.
+pub(crate) struct Writer {
+    _ticket: Ticket,
+    inner: Rc<Inner>,
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.inner.writers.set(self.inner.writers.get() - 1);
+        if self.inner.writers.get() == 0 {
+            self.inner.changed.notify();
+        }
+    }
+}
+
+impl Disk {
+    /// Opens a chain: checks its layers and links, replays or discards the log, and makes what was
+    /// replayed durable before anything else.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; nothing was changed then, except that an interrupted replay may be repeated.
+    pub async fn open(local: Local, open: OpenChain) -> std::result::Result<Self, OpenError> {
+        let mut layers = Vec::new();
+        let mut taken = BTreeSet::new();
+        for (depth, file) in open.files.into_iter().enumerate() {
+            // what remains is the leaf's
+            taken = BTreeSet::new();
+            layers.push(Layer::open(file, depth, &mut taken).await?);
+        }
+        let chain = Chain { layers };
+        let leaf = chain.layers.last().ok_or(OpenError::Empty)?;
+        chain.check_links()?;
+        let leaf_uuid = leaf.image.uuid;
+        let blocks = u32::try_from(leaf.image.size.blocks()).expect("a VHD has 32-bit blocks");
+        let space = Space::new(&leaf.image, &taken);
+        let read_only = matches!(open.access, Access::ReadOnly);
+        if !read_only && leaf.image.kind == Kind::Fixed {
+            return Err(IoError::new(
+                IoErrorKind::Unsupported,
+                "writing fixed layers is not built yet: copy the volume to a thin one",
+            )
+            .into());
+        }
+        let inner = Rc::new(Inner {
+            local,
+            rules: open.rules,
+            read_only,
+            state: RefCell::new(State {
+                chain,
+                map: OwnerMap::new(blocks),
+                log: None,
+                space,
+                assigned: HashMap::new(),
+                dirty: Dirty::default(),
+            }),
+            gate: Cell::new(Gate::Open),
+            tickets: Rc::default(),
+            writers: Cell::new(0),
+            refilling: Cell::new(false),
+            settling: Cell::new(0),
+            changed: Event::default(),
+            flushes: Flushes::default(),
+            space_freed: Event::default(),
+            held: Cell::new(0),
+            held_changed: RefCell::new(None),
+            stats: RefCell::default(),
+        });
+        if let Access::Write { memory, identity, state } = open.access {
+            match state {
+                LogState::Clean => {}
+                LogState::Replay => {
+                    let exact = inner.rules.d4_exact_log_match;
+                    let records = MetaLog::read(&*memory, identity, leaf_uuid, exact)?;
+                    replay::apply(&inner, &records).await?;
+                    replay::clear_unowned(&inner).await?;
+                    inner.flush().await?;
+                }
+                LogState::Lost if inner.rules.d5_zero_unowned => {
+                    replay::clear_unowned(&inner).await?;
+                }
+                LogState::Lost => {}
+            }
+            let log = MetaLog::create(memory, identity, leaf_uuid)?;
+            inner.state.borrow_mut().log = Some(log);
+        }
+        Ok(Self { inner })
+    }
+
+    /// Counters since the disk was opened.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let state = self.inner.state.borrow();
+        Stats {
+            held: self.inner.held.get(),
+            leaf_blocks: u64::from(state.chain.leaf().table.allocated()),
+            map_bytes: state.map.memory() as u64,
+            ..*self.inner.stats.borrow()
+        }
+    }
+
+    /// Calls `told` with the number of held requests whenever it changes: an alarm's source.
+    pub fn on_held(&self, told: impl Fn(u64) + 'static) {
+        *self.inner.held_changed.borrow_mut() = Some(Box::new(told));
+    }
+
+    /// Space may be there again: held requests try once more.
+    pub fn space_freed(&self) {
+        self.inner.space_freed.notify();
+    }
+}
+
+impl Inner {
+    pub(crate) fn size(&self) -> ByteCount {
+        ByteCount(self.state.borrow().chain.leaf().image.size.bytes())
+    }
+
+    /// Waits while the gate is shut.
+    pub(crate) async fn pass_gate(&self) -> Result<()> {
+        loop {
+            match self.gate.get() {
+                Gate::Open => return Ok(()),
+                Gate::Closed => return Err(closed()),
+                Gate::Shut => self.changed.listen().await,
+            }
+        }
+    }
+
+    /// A ticket for a request that may change the leaf. The gate must be open, and nothing may have
+    /// been awaited since it was looked at.
+    pub(crate) fn writer(self: &Rc<Self>) -> Writer {
+        assert_eq!(self.gate.get(), Gate::Open, "a writer entered past the gate");
+        self.writers.set(self.writers.get() + 1);
+        Writer { _ticket: self.tickets.take(), inner: Rc::clone(self) }
+    }
+
+    /// Waits until space may be there again. The caller holds no ticket and resolves again (rule L4).
+    pub(crate) async fn hold(&self) -> Result<()> {
+        self.set_held(self.held.get() + 1);
+        let freed = self.space_freed.listen();
+        let closed_first = {
+            let closing = async {
+                while self.gate.get() != Gate::Closed {
+                    self.changed.listen().await;
+                }
+            };
+            let (freed, closing) = (std::pin::pin!(freed), std::pin::pin!(closing));
+            matches!(
+                futures_util::future::select(freed, closing).await,
+                futures_util::future::Either::Right(_)
+            )
+        };
+        self.set_held(self.held.get() - 1);
+        if closed_first { Err(closed()) } else { Ok(()) }
+    }
+
+    fn set_held(&self, held: u64) {
+        self.held.set(held);
+        if let Some(told) = &*self.held_changed.borrow() {
+            told(held);
+        }
+    }
+
+    /// Makes a block known: reads its bitmaps down the chain in one batch, the first time.
+    pub(crate) async fn resolve(&self, block: BlockIndex) -> Result<()> {
+        let holdings = {
+            let mut state = self.state.borrow_mut();
+            if state.map.state(block) != BlockState::Unknown {
+                return Ok(());
+            }
+            let holdings = state.chain.holdings(block, self.rules.d8_grown_range_is_zero);
+            if !holdings.iter().any(|h| h.needs_bitmap()) {
+                let bitmaps = vec![None; holdings.len()];
+                state.map.resolve(block, layer_blocks(&holdings, &bitmaps));
+                return Ok(());
+            }
+            holdings
+                .into_iter()
+                .map(|h| (Rc::clone(&state.chain.layers[h.slot()].file), h))
+                .collect::<Vec<_>>()
+        };
+        let bitmaps = read_bitmaps(&holdings).await?;
+        self.stats.borrow_mut().file_reads += bitmaps.iter().flatten().count() as u64;
+        let holdings: Vec<_> = holdings.into_iter().map(|(_, h)| h).collect();
+        let mut state = self.state.borrow_mut();
+        // another request may have been faster, and may have changed the block since
+        if state.map.state(block) == BlockState::Unknown {
+            state.map.resolve(block, layer_blocks(&holdings, &bitmaps));
+        }
+        Ok(())
+    }
+
+    /// Checks a request's range against the device and gives it in sectors.
+    pub(crate) fn sectors(&self, range: ByteRange) -> Result<(u64, u64)> {
+        if !range.is_within(self.size()) {
+            return Err(IoError::new(
+                IoErrorKind::OutOfRange,
+                format!("request {range:?} beyond the end of the disk ({:?})", self.size()),
+            ));
+        }
+        if range.start.0 % SECTOR != 0 || range.len.0 % SECTOR != 0 {
+            return Err(IoError::new(
+                IoErrorKind::Misaligned,
+                format!("request {range:?} is not in whole sectors of 512 bytes"),
+            ));
+        }
+        Ok((range.start.0 / SECTOR, range.len.0 / SECTOR))
+    }
+
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        if self.read_only {
+            return Err(IoError::new(IoErrorKind::ReadOnly, "the disk is open for reading only"));
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    pub(crate) fn leaf_slot(&self) -> Slot {
+        self.chain.leaf_slot()
+    }
+
+    /// Where the leaf keeps the block: published, or assigned and not yet written.
+    pub(crate) fn leaf_place(&self, block: BlockIndex) -> Option<Place> {
+        let published = self.chain.leaf().table.get(block);
+        published.and_then(Place::at_bitmap).or_else(|| self.assigned.get(&block).copied())
+    }
+}
+
+/// A part of a request that lies in one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    pub(crate) block: BlockIndex,
+    /// First sector within the block.
+    pub(crate) from: u32,
+    /// Number of sectors.
+    pub(crate) len: u32,
+    /// Offset of the piece within the request, in bytes.
+    pub(crate) at: usize,
+}
+
+/// Splits sectors at block boundaries.
+pub(crate) fn pieces(start: u64, len: u64) -> impl Iterator<Item = Piece> {
+    let per_block = u64::from(BLOCK_SECTORS);
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let left = len.checked_sub(done).filter(|left| *left > 0)?;
+        let sector = start + done;
+        let from = sector % per_block;
+        let count = left.min(per_block - from);
+        let piece = Piece {
+            block: BlockIndex(u32::try_from(sector / per_block).expect("checked against the size")),
+            from: u32::try_from(from).expect("within a block"),
+            len: u32::try_from(count).expect("within a block"),
+            at: usize::try_from(done * SECTOR).expect("requests fit memory"),
+        };
+        done += count;
+        Some(piece)
+    })
+}
+
+/// Sectors of `block` that the disk has: fewer than a block at its end.
+pub(crate) fn sectors_in_block(size: SectorCount, block: BlockIndex) -> u32 {
+    let start = u64::from(block.0) * u64::from(BLOCK_SECTORS);
+    let left = size.0.saturating_sub(start).min(u64::from(BLOCK_SECTORS));
+    u32::try_from(left).expect("at most a block")
+}
+
+pub(crate) fn closed() -> IoError {
+    IoError::new(IoErrorKind::Closed, "the disk was closed")
+}
+
+impl BlockDevice for Disk {
+    fn info(&self) -> DeviceInfo {
+        let leaf = {
+            let state = self.inner.state.borrow();
+            state.chain.leaf().file.info()
+        };
+        DeviceInfo {
+            size: self.inner.size(),
+            logical_block: u32::try_from(SECTOR).expect("512"),
+            physical_block: leaf.physical_block.max(4096),
+            memory_align: leaf.memory_align,
+            max_io: 32 << 20,
+            clear_granularity: leaf.clear_granularity.max(4096),
+            read_only: self.inner.read_only,
+        }
+    }
+
+    fn submit(&self, request: Request) -> Io<'_, Result<()>> {
+        let inner = Rc::clone(&self.inner);
+        match request {
+            Request::Read { at, into } => Box::pin(async move { inner.read(at, &into).await }),
+            // what changes the leaf runs to its end even if the caller loses interest: its ticket must
+            // outlive its I/O
+            Request::Write { at, from, durability } => {
+                let local = inner.local.clone();
+                Box::pin(local.spawn(async move { inner.write(at, &from, durability).await }))
+            }
+            Request::Clear { range, how, durability } => {
+                let local = inner.local.clone();
+                Box::pin(local.spawn(async move { inner.clear(range, how, durability).await }))
+            }
+            Request::Flush => {
+                let local = inner.local.clone();
+                Box::pin(local.spawn(async move { inner.guest_flush().await }))
+            }
+        }
+    }
+
+    fn extents(&self, range: ByteRange) -> Io<'_, Result<Vec<Extent>>> {
+        let inner = Rc::clone(&self.inner);
+        Box::pin(async move { inner.extents(range).await })
+    }
+}
+
+/// The byte offset of a sector of a file.
+pub(crate) fn file_offset(sector: image::Sector) -> ByteOffset {
+    ByteOffset(sector.bytes())
+}

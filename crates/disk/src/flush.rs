@@ -1,0 +1,252 @@
+//! Flush: the one way by which metadata reaches the disk.
+//!
+//! ```text
+//!   freeze a copy of what is eligible, switch the log to its other half
+//!   data barrier          every write that completed before is durable
+//!   bitmaps, barrier      a bit is never durable before its data (D1), nor after its BAT entry (D9)
+//!   BAT pages, barrier
+//!   empty the frozen half of the log; clear dropped places, then let them be used again (D6)
+//! ```
+//!
+//! One flush runs at a time; whoever asks while one runs shares the next.
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use futures_util::stream::{TryStreamExt, iter};
+use image::{Bitmap, BlockIndex, PAGE, Sector};
+use io::{BlockFile, Clear, Durability, IoBuf, IoError, IoErrorKind, Request, Result};
+
+use crate::disk::{Inner, State, file_offset};
+use crate::event::Event;
+use crate::log::Frozen;
+use crate::space::{Dropped, Place};
+use crate::table;
+
+/// Metadata pages written at a time.
+const IN_FLIGHT: usize = 32;
+
+/// Metadata of the leaf that the disk does not have yet.
+#[derive(Debug, Default)]
+pub(crate) struct Dirty {
+    bitmaps: BTreeSet<BlockIndex>,
+    pages: BTreeSet<u32>,
+}
+
+impl Dirty {
+    /// The block's bitmap changed.
+    pub(crate) fn bitmap(&mut self, block: BlockIndex) {
+        self.bitmaps.insert(block);
+    }
+
+    /// The block's BAT entry changed.
+    pub(crate) fn table(&mut self, block: BlockIndex) {
+        self.pages.insert(block.0 / table::ENTRIES);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.bitmaps.is_empty() && self.pages.is_empty()
+    }
+}
+
+/// Which flush runs, and which are over.
+#[derive(Debug, Default)]
+pub(crate) struct Flushes {
+    started: Cell<u64>,
+    done: Cell<u64>,
+    running: Cell<bool>,
+    poisoned: Cell<bool>,
+    ended: Event,
+}
+
+/// The metadata of one moment, on its way to the disk.
+struct FrozenMeta {
+    file: Rc<dyn BlockFile>,
+    /// Place and bitmap; None where all bits are set.
+    bitmaps: Vec<(Place, Option<Bitmap>)>,
+    /// Sector and bytes of BAT pages.
+    pages: Vec<(Sector, Vec<u8>)>,
+    log: Option<Frozen>,
+    dropped: Vec<Dropped>,
+}
+
+impl Inner {
+    /// A flush that the guest asked for.
+    pub(crate) async fn guest_flush(self: &Rc<Self>) -> Result<()> {
+        self.stats.borrow_mut().flushes += 1;
+        self.pass_gate().await?;
+        self.flush().await
+    }
+
+    /// Makes every completed write durable.
+    pub(crate) async fn flush(self: &Rc<Self>) -> Result<()> {
+        if self.read_only {
+            return Ok(());
+        }
+        let flushes = &self.flushes;
+        // the one that runs may have begun before our writes ended
+        let wanted = flushes.started.get() + 1;
+        loop {
+            if flushes.poisoned.get() {
+                return Err(IoError::new(
+                    IoErrorKind::Poisoned,
+                    "an earlier flush failed: reconnect the volume, and check what was written since",
+                ));
+            }
+            if flushes.done.get() >= wanted {
+                return Ok(());
+            }
+            if flushes.running.get() {
+                let ended = flushes.ended.listen();
+                ended.await;
+                continue;
+            }
+            flushes.running.set(true);
+            let number = flushes.started.get() + 1;
+            flushes.started.set(number);
+            let outcome = self.flush_once().await;
+            flushes.running.set(false);
+            if outcome.is_ok() {
+                flushes.done.set(number);
+            } else if self.rules.d7_poison {
+                flushes.poisoned.set(true);
+            }
+            flushes.ended.notify();
+            outcome?;
+        }
+    }
+
+    async fn flush_once(self: &Rc<Self>) -> Result<()> {
+        let (frozen, file) = {
+            let mut guard = self.state.borrow_mut();
+            let state = &mut *guard;
+            (state.freeze(), Rc::clone(&state.chain.leaf().file))
+        };
+        let Some(frozen) = frozen else { return file.submit(Request::Flush).await };
+        file.submit(Request::Flush).await?;
+        if self.rules.d9_bitmap_before_bat {
+            write_bitmaps(&frozen).await?;
+            write_pages(&frozen).await?;
+        } else {
+            write_pages(&frozen).await?;
+            write_bitmaps(&frozen).await?;
+        }
+        if let (Some(half), Some(log)) = (&frozen.log, &mut self.state.borrow_mut().log) {
+            log.trim(half);
+        }
+        for dropped in frozen.dropped {
+            self.settling.set(self.settling.get() + 1);
+            let (inner, file) = (Rc::clone(self), Rc::clone(&frozen.file));
+            drop(self.local.spawn(async move { inner.settle(&*file, dropped).await }));
+        }
+        Ok(())
+    }
+
+    /// Clears a dropped place once nobody can be using it, and lets it be used again.
+    async fn settle(self: Rc<Self>, file: &dyn BlockFile, dropped: Dropped) {
+        self.tickets.wait_below(dropped.bound).await;
+        let range = dropped.place.bytes();
+        let request =
+            Request::Clear { range, how: Clear::Deallocate, durability: Durability::Cached };
+        match file.submit(request).await {
+            Ok(()) => {
+                let mut state = self.state.borrow_mut();
+                // a snapshot may have made another layer the leaf
+                if std::ptr::addr_eq(Rc::as_ptr(&state.chain.leaf().file), std::ptr::from_ref(file))
+                {
+                    state.space.freed(dropped.place);
+                }
+                drop(state);
+                self.space_freed.notify();
+            }
+            // the place is not zero: it stays unused until the volume is opened again
+            Err(error) => tracing::warn!(%error, "clearing a dropped block"),
+        }
+        self.settling.set(self.settling.get() - 1);
+        self.changed.notify();
+    }
+}
+
+impl State {
+    fn freeze(&mut self) -> Option<FrozenMeta> {
+        if self.dirty.is_empty() {
+            return None;
+        }
+        let dirty = std::mem::take(&mut self.dirty);
+        let slot = self.leaf_slot();
+        let leaf = self.chain.leaf();
+        let differencing = leaf.is_differencing();
+        let bitmaps = dirty
+            .bitmaps
+            .into_iter()
+            .filter_map(|block| {
+                let place = leaf.table.get(block).and_then(Place::at_bitmap)?;
+                Some((place, differencing.then(|| self.map.bitmap_of(block, slot))))
+            })
+            .collect();
+        let pages = dirty
+            .pages
+            .into_iter()
+            .map(|page| {
+                let at = leaf.image.bat_at.plus(u64::from(page) * PAGE / 512);
+                (at, leaf.table.page_bytes(page))
+            })
+            .collect();
+        let file = Rc::clone(&leaf.file);
+        let log = self.log.as_mut().map(crate::log::MetaLog::freeze);
+        Some(FrozenMeta { file, bitmaps, pages, log, dropped: self.space.take_dropped() })
+    }
+}
+
+async fn write_bitmaps(frozen: &FrozenMeta) -> Result<()> {
+    if frozen.bitmaps.is_empty() {
+        return Ok(());
+    }
+    write_all(
+        &*frozen.file,
+        frozen.bitmaps.iter().map(|(place, bitmap)| {
+            let page = IoBuf::zeroed(usize::try_from(PAGE).expect("a page"));
+            let bits = bitmap.as_ref().map_or([0xFF; 512], |b| *b.as_bytes());
+            page.write_at(page.len() - bits.len(), &bits);
+            (place.start(), page)
+        }),
+    )
+    .await?;
+    frozen.file.submit(Request::Flush).await
+}
+
+async fn write_pages(frozen: &FrozenMeta) -> Result<()> {
+    if frozen.pages.is_empty() {
+        return Ok(());
+    }
+    write_all(&*frozen.file, frozen.pages.iter().map(|(at, bytes)| (*at, IoBuf::copied(bytes))))
+        .await?;
+    frozen.file.submit(Request::Flush).await
+}
+
+/// Writes pages, a bounded number at a time.
+async fn write_all(
+    file: &dyn BlockFile,
+    pages: impl Iterator<Item = (Sector, IoBuf)>,
+) -> Result<()> {
+    iter(pages.map(|(at, from)| {
+        Ok(file.submit(Request::Write {
+            at: file_offset(at),
+            from,
+            durability: Durability::Cached,
+        }))
+    }))
+    .try_buffer_unordered(IN_FLIGHT)
+    .try_for_each(|()| std::future::ready(Ok(())))
+    .await
+}
+
+impl std::fmt::Debug for FrozenMeta {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FrozenMeta")
+            .field("bitmaps", &self.bitmaps.len())
+            .field("pages", &self.pages.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,211 @@
+//! Safe points: the gate that a snapshot closes over all disks of a VM, the switch to a new leaf, and
+//! the end of a disk.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use image::{LayerImage, Sector, create};
+use io::{BlockFile, ByteCount, Clear, Durability, IoBuf, IoError, IoErrorKind, Request, Result};
+
+use crate::chain::Layer;
+use crate::disk::{Disk, Gate, Inner, file_offset};
+use crate::error::OpenError;
+use crate::space::{Place, Space};
+
+/// A layer that was read and checked, ready to become the leaf.
+#[derive(Debug)]
+pub struct NewLeaf {
+    layer: Layer,
+}
+
+impl Disk {
+    /// Brings most dirty metadata to the disk, so that the gate is shut only shortly afterwards.
+    ///
+    /// # Errors
+    /// As a flush.
+    pub async fn prepare(&self) -> Result<()> {
+        self.inner.flush().await
+    }
+
+    /// Reads a new, empty differencing layer on the present leaf.
+    ///
+    /// # Errors
+    /// If it is not empty, or not a child of the present leaf.
+    pub async fn open_leaf(
+        &self,
+        file: Rc<dyn BlockFile>,
+    ) -> std::result::Result<NewLeaf, OpenError> {
+        let depth = self.inner.state.borrow().chain.layers.len();
+        let layer = Layer::open(file, depth, &mut BTreeSet::new()).await?;
+        let expected = self.inner.state.borrow().chain.leaf().image.uuid;
+        let found = layer.image.parent.as_ref().map(|p| p.uuid);
+        if found != Some(expected) {
+            let uuid = layer.image.uuid;
+            return Err(OpenError::Parent { layer: uuid, found, expected: Some(expected) });
+        }
+        if let Some((block, sector)) = layer.table.entries().next() {
+            let (layer, block, sector) = (layer.image.uuid, block.0, sector.0);
+            let why = "but a new leaf is empty";
+            return Err(OpenError::Table { layer, block, sector, why });
+        }
+        Ok(NewLeaf { layer })
+    }
+
+    /// Shuts the gate: waits until no write is under way, and makes all that was written durable.
+    /// Writes, clears and flushes that come later wait; reads go on.
+    ///
+    /// # Errors
+    /// `Busy` if the gate is shut already, or those of a flush; the gate is open again then.
+    pub async fn gate(&self) -> Result<()> {
+        let inner = &self.inner;
+        inner.shut()?;
+        inner.drained().await;
+        let flushed = inner.flush().await;
+        if flushed.is_err() {
+            self.ungate();
+        }
+        flushed
+    }
+
+    /// Opens the gate again.
+    pub fn ungate(&self) {
+        if self.inner.gate.get() == Gate::Shut {
+            self.inner.gate.set(Gate::Open);
+            self.inner.changed.notify();
+        }
+    }
+
+    /// Makes `leaf` the leaf. The gate must be shut, and what names the new leaf must be committed.
+    /// The layer below gets its closing footer in the background.
+    ///
+    /// # Panics
+    /// If the gate is open.
+    pub fn switch(&self, leaf: NewLeaf) {
+        let inner = &self.inner;
+        assert_eq!(inner.gate.get(), Gate::Shut, "the leaf changes behind a shut gate only");
+        let mut guard = inner.state.borrow_mut();
+        let state = &mut *guard;
+        let space = Space::new(&leaf.layer.image, &BTreeSet::new());
+        let mut old_space = std::mem::replace(&mut state.space, space);
+        let assigned: Vec<Place> = state.assigned.drain().map(|(_, place)| place).collect();
+        let old = state.chain.leaf();
+        let closing = (Rc::clone(&old.file), old.image.clone(), end_of(old));
+        if let Some(log) = &mut state.log {
+            log.bind(leaf.layer.image.uuid);
+        }
+        let blocks = u32::try_from(leaf.layer.image.size.blocks()).expect("32-bit blocks");
+        state.map.grow(blocks);
+        state.chain.layers.push(leaf.layer);
+        drop(guard);
+        let mut stale = old_space.give_back(closing.2);
+        stale.extend(assigned.into_iter().filter(|p| p.start() < closing.2));
+        inner.settling.set(inner.settling.get() + 1);
+        let inner = Rc::clone(inner);
+        drop(self.inner.local.spawn(async move {
+            let (file, image, end) = closing;
+            // without it the layer reads as one that was not closed, which is no harm
+            if let Err(error) = finish(&*file, &image, end, &stale).await {
+                tracing::warn!(%error, layer = %image.uuid, "closing a frozen layer");
+            }
+            inner.settling.set(inner.settling.get() - 1);
+            inner.changed.notify();
+        }));
+    }
+
+    /// Ends the disk: waits for what is under way, makes everything durable, gives back what was
+    /// reserved ahead and writes the closing footer. Held requests and later ones fail as `Closed`.
+    ///
+    /// # Errors
+    /// As a flush. The disk is closed in any case; after an error the volume was not closed cleanly
+    /// and its log is still needed.
+    pub async fn close(&self) -> Result<()> {
+        let inner = &self.inner;
+        if inner.gate.get() == Gate::Closed {
+            return Ok(());
+        }
+        let outcome = self.close_open().await;
+        inner.gate.set(Gate::Closed);
+        inner.changed.notify();
+        inner.tickets.wait_below(inner.tickets.next()).await;
+        outcome
+    }
+
+    async fn close_open(&self) -> Result<()> {
+        let inner = &self.inner;
+        if inner.read_only {
+            return Ok(());
+        }
+        while inner.gate.get() == Gate::Shut {
+            inner.changed.listen().await;
+        }
+        inner.shut()?;
+        inner.drained().await;
+        inner.flush().await?;
+        while inner.settling.get() > 0 {
+            inner.changed.listen().await;
+        }
+        let (file, image, end, stale) = {
+            let mut guard = inner.state.borrow_mut();
+            let state = &mut *guard;
+            let leaf = state.chain.leaf();
+            let (file, image, end) = (Rc::clone(&leaf.file), leaf.image.clone(), end_of(leaf));
+            let mut stale = state.space.give_back(end);
+            stale.extend(state.assigned.drain().map(|(_, p)| p).filter(|p| p.start() < end));
+            (file, image, end, stale)
+        };
+        finish(&*file, &image, end, &stale).await
+    }
+
+    /// Ends the disk as it is, without writing anything: what a dying process would leave behind.
+    /// For a volume that must not be touched any more.
+    pub fn abandon(&self) {
+        self.inner.gate.set(Gate::Closed);
+        self.inner.changed.notify();
+    }
+}
+
+impl Inner {
+    fn shut(&self) -> Result<()> {
+        match self.gate.get() {
+            Gate::Open => {
+                self.gate.set(Gate::Shut);
+                Ok(())
+            }
+            Gate::Shut => Err(IoError::new(IoErrorKind::Busy, "the disk's gate is shut already")),
+            Gate::Closed => Err(crate::disk::closed()),
+        }
+    }
+
+    /// Waits until nothing that changes the leaf is under way.
+    async fn drained(&self) {
+        while self.writers.get() > 0 || self.refilling.get() {
+            self.changed.listen().await;
+        }
+    }
+}
+
+/// Where a layer's file ends: after its last block and its headers.
+fn end_of(layer: &Layer) -> Sector {
+    let last = layer.table.entries().filter_map(|(_, at)| Place::at_bitmap(at)).max();
+    last.map_or(layer.image.first_free, |p| p.end().max(layer.image.first_free))
+}
+
+/// Leaves a layer's file as a clean one: nothing in places that no block has, no reserved rest, and a
+/// footer at the end.
+async fn finish(
+    file: &dyn BlockFile,
+    image: &LayerImage,
+    end: Sector,
+    stale: &[Place],
+) -> Result<()> {
+    for place in stale {
+        let (range, how) = (place.bytes(), Clear::Deallocate);
+        file.submit(Request::Clear { range, how, durability: Durability::Cached }).await?;
+    }
+    let (at, footer) = create::tail_for(image, end);
+    file.truncate(ByteCount(at.bytes())).await?;
+    let from = IoBuf::copied(&footer);
+    file.submit(Request::Write { at: file_offset(at), from, durability: Durability::Cached })
+        .await?;
+    file.submit(Request::Flush).await
+}

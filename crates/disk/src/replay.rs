@@ -1,0 +1,118 @@
+//! Opening after a crash: what the log of a dead process says is applied to the leaf, and ranges that
+//! no durable structure owns are made zero before anything is placed there (rules D2, D3, D5).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use image::owner::{BlockState, Source};
+use image::{BLOCK_SECTORS, BlockIndex, Sector};
+use io::{ByteCount, Clear, Durability, Request};
+
+use crate::disk::Inner;
+use crate::error::OpenError;
+use crate::log::Record;
+use crate::space::{Place, Space};
+
+/// What the log says of one block in the end.
+#[derive(Debug, Default)]
+struct Change {
+    /// Some(None) = it has no place any more.
+    place: Option<Option<Place>>,
+    owned: Vec<(u32, u32)>,
+}
+
+/// Applies the records of a dead process in memory; the caller flushes.
+pub(crate) async fn apply(inner: &Rc<Inner>, records: &[Record]) -> Result<(), OpenError> {
+    let (leaf, file_len, blocks) = {
+        let state = inner.state.borrow();
+        let leaf = state.chain.leaf();
+        (leaf.image.clone(), leaf.file.info().size.0, state.map.blocks())
+    };
+    let mut changes: BTreeMap<BlockIndex, Change> = BTreeMap::new();
+    for record in records {
+        let (Record::Map { block, .. } | Record::Own { block, .. } | Record::Unmap { block }) =
+            *record;
+        let bad = |sector, why| OpenError::Table { layer: leaf.uuid, block, sector, why };
+        if block >= blocks {
+            return Err(bad(0, "says the log, and the disk has no such block"));
+        }
+        let change = changes.entry(BlockIndex(block)).or_default();
+        match *record {
+            Record::Map { bitmap, .. } => {
+                let bitmap = Sector(u64::from(bitmap));
+                let place = Place::at_bitmap(bitmap)
+                    .filter(|_| leaf.block_fits(bitmap, file_len))
+                    .ok_or_else(|| bad(bitmap.0, "says the log, which is outside the file"))?;
+                *change = Change { place: Some(Some(place)), owned: Vec::new() };
+            }
+            Record::Unmap { .. } => *change = Change { place: Some(None), owned: Vec::new() },
+            Record::Own { from, len, .. } => {
+                if from.checked_add(len).is_none_or(|end| end > BLOCK_SECTORS) {
+                    return Err(bad(u64::from(from), "says the log, beyond the block's end"));
+                }
+                change.owned.push((from, len));
+            }
+        }
+    }
+    for (block, change) in &changes {
+        // a block that the log placed had an empty bitmap then, whatever stands on the disk
+        if change.place.is_some() {
+            let mut state = inner.state.borrow_mut();
+            state.chain.leaf_mut().table.remove(*block);
+            state.map.forget(*block);
+            state.dirty.table(*block);
+        }
+        inner.resolve(*block).await?;
+        let mut guard = inner.state.borrow_mut();
+        let state = &mut *guard;
+        let slot = state.leaf_slot();
+        let differencing = state.chain.leaf().is_differencing();
+        if let Some(Some(place)) = change.place {
+            state.chain.leaf_mut().table.set(*block, place.bitmap());
+            if !differencing {
+                let source = Source { slot, data: place.data() };
+                state.map.own(*block, source, 0, BLOCK_SECTORS);
+            }
+        }
+        if let Some(place) = state.leaf_place(*block) {
+            let source = Source { slot, data: place.data() };
+            for (from, len) in &change.owned {
+                state.map.own(*block, source, *from, *len);
+            }
+            state.dirty.bitmap(*block);
+        } else if !change.owned.is_empty() {
+            let (layer, why) = (leaf.uuid, "says the log, but the block has no place");
+            return Err(OpenError::Table { layer, block: block.0, sector: 0, why });
+        }
+        debug_assert!(state.map.state(*block) != BlockState::Unknown);
+    }
+    let mut guard = inner.state.borrow_mut();
+    let state = &mut *guard;
+    let mut taken = BTreeSet::new();
+    for (block, bitmap) in state.chain.leaf().table.entries() {
+        let place = Place::at_bitmap(bitmap).expect("checked when it was read");
+        if place.overlaps(&taken) {
+            let (layer, why) = (leaf.uuid, "where another block stands already, says the log");
+            return Err(OpenError::Table { layer, block: block.0, sector: bitmap.0, why });
+        }
+        taken.insert(place);
+    }
+    state.space = Space::new(&leaf, &taken);
+    Ok(())
+}
+
+/// Makes every range of the leaf's file that no block owns zero: after a crash it may hold anything.
+pub(crate) async fn clear_unowned(inner: &Rc<Inner>) -> Result<(), OpenError> {
+    let (file, ranges, end) = {
+        let state = inner.state.borrow();
+        let file = Rc::clone(&state.chain.leaf().file);
+        (file, state.space.unowned(), state.space.end())
+    };
+    for range in ranges {
+        let how = Clear::Deallocate;
+        file.submit(Request::Clear { range, how, durability: Durability::Cached }).await?;
+    }
+    file.truncate(ByteCount(end.bytes())).await?;
+    file.submit(Request::Flush).await?;
+    Ok(())
+}

@@ -1,0 +1,301 @@
+//! Space inside the leaf's file: which places for blocks are taken, ready, free or being freed.
+//!
+//! ```text
+//!   file   | headers, BAT | place | place | ...            place = 4 KiB metadata page + 2 MiB
+//!   life   fresh ──reserve──► ready ──take──► taken ──drop──► freeing ──clear──► free ──reserve──► ready
+//! ```
+//!
+//! A ready place has its space on the store (so a write there cannot run out of it) and is zero. A
+//! place becomes free only after the metadata that dropped it is durable, every request that may have
+//! resolved to it has ended, and it was cleared (invariant 8, rule D6).
+
+use std::collections::{BTreeSet, VecDeque};
+
+use image::{
+    BLOCK_BYTES, BLOCK_STRIDE_SECTORS, LayerImage, METADATA_SECTORS, PAGE, SECTOR, Sector,
+};
+use io::ByteRange;
+
+/// A place in the leaf's file, by its first sector: the metadata page, which starts on a page boundary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Place(Sector);
+
+/// How many places are reserved ahead at first, and at most.
+const FIRST_BATCH: u32 = 2;
+const LARGEST_BATCH: u32 = 64;
+
+impl Place {
+    /// The place whose bitmap stands at `bitmap`, if bitmaps of ours can stand there.
+    pub(crate) fn at_bitmap(bitmap: Sector) -> Option<Self> {
+        let start = Sector(bitmap.0.checked_sub(METADATA_SECTORS - 1)?);
+        start.is_page_aligned().then_some(Self(start))
+    }
+
+    /// The sector of the place's bitmap: what its BAT entry says.
+    pub(crate) fn bitmap(self) -> Sector {
+        self.0.plus(METADATA_SECTORS - 1)
+    }
+
+    /// The first sector of its data.
+    pub(crate) fn data(self) -> Sector {
+        self.0.plus(METADATA_SECTORS)
+    }
+
+    /// Its first sector, and with it its metadata page.
+    pub(crate) fn start(self) -> Sector {
+        self.0
+    }
+
+    /// The first sector after it.
+    pub(crate) fn end(self) -> Sector {
+        self.0.plus(BLOCK_STRIDE_SECTORS)
+    }
+
+    /// Its bytes, metadata page and data.
+    pub(crate) fn bytes(self) -> ByteRange {
+        ByteRange::new(self.0.bytes(), PAGE + BLOCK_BYTES)
+    }
+
+    /// Whether it shares a sector with a place of `others`.
+    pub(crate) fn overlaps(self, others: &BTreeSet<Self>) -> bool {
+        let before = others.range(..=self).next_back().is_some_and(|p| p.end() > self.0);
+        let after = others.range(self..).next().is_some_and(|p| p.0 < self.end());
+        before || after
+    }
+}
+
+/// A place that was dropped, and the ticket below which requests may still use it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Dropped {
+    pub(crate) place: Place,
+    pub(crate) bound: u64,
+}
+
+/// The space of one leaf.
+#[derive(Debug)]
+pub(crate) struct Space {
+    /// Where places at the end start that were never used.
+    fresh: Sector,
+    ready: VecDeque<Place>,
+    free: BTreeSet<Place>,
+    /// Dropped since the last freeze of the metadata.
+    dropped: Vec<Dropped>,
+    batch: u32,
+}
+
+/// A run of places that a refill is about to reserve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Batch {
+    from: Place,
+    count: u32,
+    /// Beyond the used end of the file, rather than in a hole of it.
+    at_end: bool,
+}
+
+impl Batch {
+    /// The bytes of its places.
+    pub(crate) fn bytes(self) -> ByteRange {
+        let stride = self.from.bytes().len.0;
+        ByteRange::new(self.from.0.bytes(), u64::from(self.count) * stride)
+    }
+}
+
+impl Space {
+    /// The space of a layer of which `taken` places are in use.
+    pub(crate) fn new(image: &LayerImage, taken: &BTreeSet<Place>) -> Self {
+        let bat_end = image.bat_at.plus(image.bat_bytes().div_ceil(SECTOR)).page_up();
+        // a BAT that grew stands behind the first blocks
+        let moved = taken.first().is_some_and(|p| p.0 < image.bat_at);
+        let mut low =
+            if moved { taken.first().map_or(image.first_free, |p| p.0) } else { image.first_free };
+        let mut free = BTreeSet::new();
+        for place in taken {
+            if moved && low <= image.bat_at && image.bat_at < place.0 {
+                fill(&mut free, low, image.bat_at);
+                low = low.max(bat_end);
+            }
+            fill(&mut free, low, place.0);
+            low = low.max(place.end());
+        }
+        let fresh = low.max(image.first_free).page_up();
+        Self { fresh, ready: VecDeque::new(), free, dropped: Vec::new(), batch: FIRST_BATCH }
+    }
+
+    /// Where the file ends when it is closed: after the last place that was ever used.
+    pub(crate) fn end(&self) -> Sector {
+        self.fresh
+    }
+
+    /// A ready place.
+    pub(crate) fn take(&mut self) -> Option<Place> {
+        self.ready.pop_front()
+    }
+
+    /// Whether so few are ready that more should be reserved in the background.
+    pub(crate) fn is_low(&self) -> bool {
+        self.ready.len() < self.batch as usize / 2
+    }
+
+    /// What to reserve next: a run of free places, or of fresh ones at the end.
+    pub(crate) fn next_batch(&self) -> Batch {
+        let Some(first) = self.free.first() else {
+            return Batch { from: Place(self.fresh), count: self.batch, at_end: true };
+        };
+        let mut count = 1;
+        let mut next = Place(first.end());
+        while count < self.batch && self.free.contains(&next) {
+            count += 1;
+            next = Place(next.end());
+        }
+        Batch { from: *first, count, at_end: false }
+    }
+
+    /// A batch was reserved.
+    pub(crate) fn reserved(&mut self, batch: Batch) {
+        let mut place = batch.from;
+        for _ in 0..batch.count {
+            self.free.remove(&place);
+            self.ready.push_back(place);
+            place = Place(place.end());
+        }
+        if batch.at_end {
+            self.fresh = self.fresh.max(place.0);
+            self.batch = (self.batch * 2).min(LARGEST_BATCH);
+        }
+    }
+
+    /// A batch could not be had: the next smaller one, or None when it was a single place.
+    pub(crate) fn smaller(&mut self, batch: Batch) -> Option<Batch> {
+        self.batch = (batch.count / 2).max(1);
+        (batch.count > 1).then_some(Batch { count: batch.count / 2, ..batch })
+    }
+
+    /// A place was dropped from the metadata in memory.
+    pub(crate) fn drop_place(&mut self, dropped: Dropped) {
+        self.dropped.push(dropped);
+    }
+
+    /// What was dropped up to now; a freeze of the metadata takes it along.
+    pub(crate) fn take_dropped(&mut self) -> Vec<Dropped> {
+        std::mem::take(&mut self.dropped)
+    }
+
+    /// A dropped place is zero and nobody's.
+    pub(crate) fn freed(&mut self, place: Place) {
+        self.free.insert(place);
+    }
+
+    /// Takes all ready places away. The file may end at `end`; what lies before it must be cleared.
+    pub(crate) fn give_back(&mut self, end: Sector) -> Vec<Place> {
+        self.fresh = end;
+        self.free.retain(|p| p.0 < end);
+        let inside: Vec<Place> = self.ready.drain(..).filter(|p| p.0 < end).collect();
+        self.free.extend(inside.iter().copied());
+        inside
+    }
+
+    /// Ranges of the file that no block owns, below the end: after an open without the log they may
+    /// hold anything (rule D5).
+    pub(crate) fn unowned(&self) -> Vec<ByteRange> {
+        let mut ranges: Vec<ByteRange> = Vec::new();
+        for place in &self.free {
+            let bytes = place.bytes();
+            match ranges.last_mut() {
+                Some(last) if last.end() == Some(bytes.start) => last.len.0 += bytes.len.0,
+                _ => ranges.push(bytes),
+            }
+        }
+        ranges
+    }
+}
+
+/// Cuts the gap from `low` to `high` into places; a rest that holds none stays unused.
+fn fill(free: &mut BTreeSet<Place>, low: Sector, high: Sector) {
+    let mut place = Place(low);
+    while place.end() <= high {
+        free.insert(place);
+        place = Place(place.end());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{Kind, SectorCount, Uuid, create};
+
+    fn image() -> LayerImage {
+        let now = image::Timestamp::default();
+        let size = SectorCount(1 << 21);
+        let image = create::dynamic(Uuid::from_u128(1), size, now).unwrap().image;
+        assert_eq!(image.kind, Kind::Dynamic);
+        image
+    }
+
+    fn place(number: u64) -> Place {
+        Place(image().first_free.plus(number * BLOCK_STRIDE_SECTORS))
+    }
+
+    #[test]
+    fn holes_are_used_before_the_file_grows() {
+        let taken = [place(0), place(3)].into_iter().collect();
+        let mut space = Space::new(&image(), &taken);
+        assert_eq!(space.unowned(), [ByteRange::new(place(1).0.bytes(), 2 * 4104 * 512)]);
+        let batch = space.next_batch();
+        assert_eq!(batch, Batch { from: place(1), count: 2, at_end: false });
+        space.reserved(batch);
+        assert_eq!(space.next_batch(), Batch { from: place(4), count: 2, at_end: true });
+        assert_eq!(
+            (space.take(), space.take(), space.take()),
+            (Some(place(1)), Some(place(2)), None)
+        );
+    }
+
+    #[test]
+    fn a_bat_that_moved_behind_blocks_is_no_free_space() {
+        let taken: BTreeSet<Place> = [place(0)].into_iter().collect();
+        let mut moved = image();
+        moved.bat_at = place(1).0;
+        moved.first_free = moved.bat_at.plus(8);
+        let space = Space::new(&moved, &taken);
+        assert_eq!((space.unowned(), space.end()), (vec![], moved.first_free));
+        let later = Place(moved.first_free.plus(BLOCK_STRIDE_SECTORS));
+        let space = Space::new(&moved, &[place(0), later].into_iter().collect());
+        assert_eq!(space.unowned(), [Place(moved.first_free).bytes()]);
+    }
+
+    #[test]
+    fn a_refused_batch_shrinks_to_one_place_and_then_says_so() {
+        let mut space = Space::new(&image(), &BTreeSet::new());
+        let first = space.next_batch();
+        space.reserved(first);
+        let mut batch = space.next_batch();
+        assert_eq!(batch.count, 4);
+        batch = space.smaller(batch).unwrap();
+        batch = space.smaller(batch).unwrap();
+        assert_eq!((batch.count, space.smaller(batch)), (1, None));
+    }
+
+    #[test]
+    fn places_and_bitmap_sectors_convert_both_ways() {
+        for number in [0, 1, 77] {
+            let bitmap = place(number).bitmap();
+            assert_eq!(Place::at_bitmap(bitmap), Some(place(number)));
+            assert_eq!(place(number).data(), bitmap.plus(1));
+            assert_eq!(Place::at_bitmap(bitmap.plus(1)), None);
+        }
+        assert_eq!(Place::at_bitmap(Sector(3)), None);
+        let taken = [place(2)].into_iter().collect();
+        assert!(Place(place(2).0.plus(8)).overlaps(&taken));
+        assert!(!place(1).overlaps(&taken) && !place(3).overlaps(&taken));
+    }
+
+    #[test]
+    fn closing_cuts_what_lies_behind_the_last_block() {
+        let taken = [place(0), place(2)].into_iter().collect();
+        let mut space = Space::new(&image(), &taken);
+        space.reserved(space.next_batch());
+        space.reserved(space.next_batch());
+        assert_eq!(space.give_back(place(2).end()), [place(1)]);
+        assert_eq!(space.end(), place(3).0);
+    }
+}

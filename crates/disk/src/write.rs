@@ -1,0 +1,213 @@
+//! Guest writes: a place for the block, the data, then the metadata that makes it visible.
+
+use std::rc::Rc;
+
+use futures_util::future::try_join_all;
+use image::owner::{BlockState, Source};
+use image::{BLOCK_SECTORS, BlockIndex};
+use io::{BlockFile, ByteOffset, ByteRange, Durability, IoBuf, IoErrorKind, Request, Result};
+
+use crate::disk::{Gate, Inner, Piece, Writer, file_offset, pieces};
+use crate::log::Record;
+use crate::space::Place;
+
+/// A request's way into a block of the leaf: its ticket and the place it writes to.
+pub(crate) struct Entry {
+    _writer: Writer,
+    pub(crate) file: Rc<dyn BlockFile>,
+    pub(crate) place: Place,
+}
+
+impl Inner {
+    pub(crate) async fn write(
+        self: &Rc<Self>,
+        at: ByteOffset,
+        from: &IoBuf,
+        durability: Durability,
+    ) -> Result<()> {
+        self.check_writable()?;
+        let (start, len) = self.sectors(ByteRange { start: at, len: from.count() })?;
+        {
+            let mut stats = self.stats.borrow_mut();
+            stats.writes += 1;
+            stats.written_bytes += from.count().0;
+        }
+        let mut parts = pieces(start, len);
+        let Some(first) = parts.next() else { return Ok(()) };
+        match parts.next() {
+            None => self.write_piece(first, from).await?,
+            Some(second) => {
+                let all = [first, second].into_iter().chain(parts);
+                try_join_all(all.map(|piece| self.write_piece(piece, from))).await?;
+            }
+        }
+        if durability == Durability::Durable {
+            self.guest_flush().await?;
+        }
+        Ok(())
+    }
+
+    async fn write_piece(self: &Rc<Self>, piece: Piece, from: &IoBuf) -> Result<()> {
+        let data = from.slice(piece.at, piece.len as usize * 512);
+        loop {
+            let entry = self.enter(piece.block).await?;
+            if !self.rules.d1_eligible_after_data {
+                self.publish(piece, entry.place).await?;
+            }
+            let at = file_offset(entry.place.data().plus(u64::from(piece.from)));
+            let request = Request::Write { at, from: data.clone(), durability: Durability::Cached };
+            match entry.file.submit(request).await {
+                Ok(()) => return self.publish(piece, entry.place).await,
+                // a hole inside a block needs space again, and the store is full
+                Err(error) if error.kind == IoErrorKind::NoSpace => {
+                    drop(entry);
+                    self.hold().await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits for the gate and for a place in the leaf, then takes a ticket. Whatever was waited for
+    /// was waited for without one (rule L4).
+    pub(crate) async fn enter(self: &Rc<Self>, block: BlockIndex) -> Result<Entry> {
+        loop {
+            self.pass_gate().await?;
+            self.resolve(block).await?;
+            if self.gate.get() != Gate::Open {
+                continue;
+            }
+            if let Some(entry) = self.try_enter(block) {
+                return Ok(entry);
+            }
+            self.refill().await?;
+        }
+    }
+
+    fn try_enter(self: &Rc<Self>, block: BlockIndex) -> Option<Entry> {
+        let mut state = self.state.borrow_mut();
+        let place = match state.leaf_place(block) {
+            Some(place) => place,
+            None => {
+                let place = state.space.take()?;
+                state.assigned.insert(block, place);
+                if state.space.is_low() && !self.refilling.get() {
+                    let inner = Rc::clone(self);
+                    self.refilling.set(true);
+                    drop(self.local.spawn(async move { inner.refill_ahead().await }));
+                }
+                place
+            }
+        };
+        let file = Rc::clone(&state.chain.leaf().file);
+        drop(state);
+        Some(Entry { _writer: self.writer(), file, place })
+    }
+
+    /// Has places reserved, or waits until the store has space.
+    async fn refill(self: &Rc<Self>) -> Result<()> {
+        if self.refilling.get() {
+            let changed = self.changed.listen();
+            changed.await;
+            return Ok(());
+        }
+        self.refilling.set(true);
+        let outcome = self.reserve_batch().await;
+        self.refilling.set(false);
+        self.changed.notify();
+        match outcome {
+            Err(error) if error.kind == IoErrorKind::NoSpace => self.hold().await,
+            other => other,
+        }
+    }
+
+    /// Reserves before places run out, so that no request waits for it. Its failure is found by the
+    /// request that needs the place.
+    async fn refill_ahead(self: Rc<Self>) {
+        if let Err(error) = self.reserve_batch().await {
+            tracing::debug!(%error, "reserving ahead");
+        }
+        self.refilling.set(false);
+        self.changed.notify();
+    }
+
+    async fn reserve_batch(&self) -> Result<()> {
+        let (file, mut batch) = {
+            let state = self.state.borrow();
+            (Rc::clone(&state.chain.leaf().file), state.space.next_batch())
+        };
+        loop {
+            match file.reserve(batch.bytes()).await {
+                Ok(()) => {
+                    self.state.borrow_mut().space.reserved(batch);
+                    return Ok(());
+                }
+                Err(error) if error.kind == IoErrorKind::NoSpace => {
+                    match self.state.borrow_mut().space.smaller(batch) {
+                        Some(smaller) => batch = smaller,
+                        None => return Err(error),
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Makes written sectors part of the disk: log record, then map. Returns when it is safe to tell
+    /// the guest (rule D2).
+    pub(crate) async fn publish(self: &Rc<Self>, piece: Piece, place: Place) -> Result<()> {
+        while !self.try_publish(piece, place) {
+            // the log is full: write metadata through, then there is room
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// False: no room in the log; nothing was changed.
+    fn try_publish(&self, piece: Piece, place: Place) -> bool {
+        let mut guard = self.state.borrow_mut();
+        let state = &mut *guard;
+        if state.leaf_place(piece.block) != Some(place) {
+            // a discard of the whole block overlapped this write and came after it
+            return true;
+        }
+        let slot = state.leaf_slot();
+        let is_new = state.chain.leaf().table.get(piece.block).is_none();
+        let differencing = state.chain.leaf().is_differencing();
+        // every sector of a dynamic layer's block is its own from the start: the rest is zero on disk
+        let (from, len) = if differencing { (piece.from, piece.len) } else { (0, BLOCK_SECTORS) };
+        let owned = state.map.owns(piece.block, slot, from, len);
+        if owned && !is_new {
+            return true;
+        }
+        let map = Record::Map { block: piece.block.0, bitmap: sector32(place) };
+        let own = Record::Own { block: piece.block.0, from, len };
+        let records = [map, own];
+        let records = &records[usize::from(!is_new)..1 + usize::from(differencing)];
+        if self.rules.d2_log_before_completion
+            && let Some(log) = &mut state.log
+            && !log.append(records)
+        {
+            return false;
+        }
+        if is_new {
+            state.assigned.remove(&piece.block);
+            state.chain.leaf_mut().table.set(piece.block, place.bitmap());
+            state.dirty.table(piece.block);
+        }
+        debug_assert!(state.map.state(piece.block) != BlockState::Unknown);
+        state.map.own(piece.block, Source { slot, data: place.data() }, from, len);
+        state.dirty.bitmap(piece.block);
+        true
+    }
+}
+
+pub(crate) fn sector32(place: Place) -> u32 {
+    u32::try_from(place.bitmap().0).expect("files stay below 2 TiB")
+}
+
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Entry").field("place", &self.place).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,486 @@
+//! The owner map: which layer of a chain holds each sector of the virtual disk.
+//!
+//! Reads ask this map, never the chain, so their cost does not grow with the chain's length
+//! (invariant 10). Per 2 MiB block there is one 64-bit word; only blocks whose sectors come from
+//! several layers carry a table with one byte a sector, built on demand:
+//!
+//! ```text
+//!   word    63..62 tag      61..48 -      47..32 slot     31..0 file sector of the block's data
+//!           0 unknown       nobody has looked yet: the bitmaps down the chain must be read
+//!           1 zero          no layer holds anything here
+//!           2 whole         one layer holds every sector
+//!           3 mixed         bits 31..0 index a table {sources, owner of each sector}
+//! ```
+//!
+//! Words are grouped in chunks that exist only once a block of theirs was looked at, so a 2 TiB disk
+//! of which little is touched costs little. Slots are stable ids of layers: a snapshot adds one,
+//! a merge renumbers nothing.
+//!
+//! The map of the leaf's own sectors doubles as the leaf's sector bitmaps: a bit is set exactly when
+//! the leaf owns the sector here ([`OwnerMap::bitmap_of`]). A word changes only after the data it
+//! names is written, so what the map says is what may become durable (rule D1).
+
+use crate::{BLOCK_SECTORS, Bitmap, BlockIndex, Sector};
+
+const SECTORS: usize = BLOCK_SECTORS as usize;
+/// Words a chunk: 8 KiB of memory for 2 GiB of disk.
+const CHUNK: usize = 1024;
+
+const TAG_SHIFT: u32 = 62;
+const SLOT_SHIFT: u32 = 32;
+const UNKNOWN: u64 = 0;
+const ZERO: u64 = 1 << TAG_SHIFT;
+
+/// Stable number of a layer in an open chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot(pub u16);
+
+/// A layer's block: which layer, and where its data starts in that layer's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The layer.
+    pub slot: Slot,
+    /// File sector of the block's first data sector (after the bitmap); below 2^32.
+    pub data: Sector,
+}
+
+/// What the map knows of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockState {
+    /// Not looked at yet.
+    Unknown,
+    /// No layer holds anything: reads as zero.
+    Zero,
+    /// One layer holds every sector.
+    Whole(Source),
+    /// Several layers, or a layer and zeros.
+    Mixed,
+}
+
+/// Where a run of sectors is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Nowhere: reads as zero.
+    Zero,
+    /// In a layer's file, from this sector on.
+    Data {
+        /// The layer.
+        slot: Slot,
+        /// File sector of the run's first sector.
+        at: Sector,
+    },
+}
+
+/// A run of sectors of a block that is found in one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// First sector within the block.
+    pub from: u32,
+    /// Number of sectors, at least 1.
+    pub len: u32,
+    /// Where it is.
+    pub place: Place,
+}
+
+/// One layer's part of a block, given when a block is first resolved.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerBlock<'a> {
+    /// Which layer and where.
+    pub source: Source,
+    /// The sectors it owns; None = all of them (a dynamic base layer, where a clear bit is zero
+    /// on disk by rule D9).
+    pub owned: Option<&'a Bitmap>,
+    /// Sectors of the block from this one on are not visible through the layers above, or lie
+    /// beyond this layer's end (rule D8); [`BLOCK_SECTORS`] when all are visible.
+    pub visible: u32,
+}
+
+/// Owner of each sector of a mixed block: 0 = zero, n = `sources[n - 1]`.
+#[derive(Clone, Debug)]
+struct Table {
+    sources: Vec<Source>,
+    owners: Box<[u8; SECTORS]>,
+}
+
+impl Table {
+    fn zero() -> Self {
+        Self { sources: Vec::new(), owners: Box::new([0; SECTORS]) }
+    }
+
+    /// The byte that stands for `source`; a chain has far fewer than 255 layers.
+    fn id_of(&mut self, source: Source) -> u8 {
+        let at = self.sources.iter().position(|s| *s == source).unwrap_or_else(|| {
+            self.sources.push(source);
+            self.sources.len().saturating_sub(1)
+        });
+        u8::try_from(at.saturating_add(1)).unwrap_or(u8::MAX)
+    }
+
+    fn place(&self, sector: u32, id: u8) -> Place {
+        match usize::from(id).checked_sub(1).and_then(|i| self.sources.get(i)) {
+            None => Place::Zero,
+            Some(source) => Place::Data {
+                slot: source.slot,
+                at: Sector(source.data.0.saturating_add(u64::from(sector))),
+            },
+        }
+    }
+
+    /// The single state of all sectors, if there is one.
+    fn uniform(&self) -> Option<BlockState> {
+        let first = *self.owners.first()?;
+        if self.owners.iter().any(|o| *o != first) {
+            return None;
+        }
+        Some(match usize::from(first).checked_sub(1).and_then(|i| self.sources.get(i)) {
+            None => BlockState::Zero,
+            Some(source) => BlockState::Whole(*source),
+        })
+    }
+}
+
+/// The map of one open chain.
+#[derive(Debug)]
+pub struct OwnerMap {
+    chunks: Vec<Option<Box<[u64; CHUNK]>>>,
+    tables: Vec<Option<Table>>,
+    free_tables: Vec<u32>,
+    blocks: u32,
+}
+
+impl OwnerMap {
+    /// A map of `blocks` unknown blocks.
+    #[must_use]
+    pub fn new(blocks: u32) -> Self {
+        let mut map =
+            Self { chunks: Vec::new(), tables: Vec::new(), free_tables: Vec::new(), blocks: 0 };
+        map.grow(blocks);
+        map
+    }
+
+    /// Makes room for `blocks` blocks; new ones are unknown.
+    pub fn grow(&mut self, blocks: u32) {
+        self.blocks = self.blocks.max(blocks);
+        self.chunks.resize_with((self.blocks as usize).div_ceil(CHUNK), || None);
+    }
+
+    /// Number of blocks.
+    #[must_use]
+    pub fn blocks(&self) -> u32 {
+        self.blocks
+    }
+
+    /// Bytes of memory that the map takes.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        let chunks = self.chunks.iter().flatten().count().saturating_mul(CHUNK.saturating_mul(8));
+        let tables = self.tables.iter().flatten().count().saturating_mul(SECTORS);
+        chunks.saturating_add(tables)
+    }
+
+    fn word(&self, block: BlockIndex) -> u64 {
+        let at = block.0 as usize;
+        self.chunks
+            .get(at / CHUNK)
+            .and_then(Option::as_ref)
+            .and_then(|c| c.get(at % CHUNK))
+            .copied()
+            .unwrap_or(UNKNOWN)
+    }
+
+    fn set_word(&mut self, block: BlockIndex, word: u64) {
+        let at = block.0 as usize;
+        if let Some(chunk) = self.chunks.get_mut(at / CHUNK) {
+            let chunk = chunk.get_or_insert_with(|| Box::new([UNKNOWN; CHUNK]));
+            if let Some(place) = chunk.get_mut(at % CHUNK) {
+                *place = word;
+            }
+        }
+    }
+
+    /// What is known of `block`.
+    #[must_use]
+    pub fn state(&self, block: BlockIndex) -> BlockState {
+        let word = self.word(block);
+        match word >> TAG_SHIFT {
+            0 => BlockState::Unknown,
+            1 => BlockState::Zero,
+            2 => BlockState::Whole(source_of(word)),
+            _ => BlockState::Mixed,
+        }
+    }
+
+    fn table(&self, block: BlockIndex) -> Option<&Table> {
+        let word = self.word(block);
+        if word >> TAG_SHIFT != 3 {
+            return None;
+        }
+        self.tables.get((word & u64::from(u32::MAX)) as usize)?.as_ref()
+    }
+
+    /// Takes a block's table out, whatever the block's state; unknown counts as zero.
+    fn take_table(&mut self, block: BlockIndex) -> Table {
+        let word = self.word(block);
+        match word >> TAG_SHIFT {
+            3 => {
+                let index = (word & u64::from(u32::MAX)) as usize;
+                let taken = self.tables.get_mut(index).and_then(Option::take);
+                self.free_tables.push(u32::try_from(index).unwrap_or(u32::MAX));
+                taken.unwrap_or_else(Table::zero)
+            }
+            2 => {
+                let mut table = Table::zero();
+                let id = table.id_of(source_of(word));
+                table.owners.fill(id);
+                table
+            }
+            _ => Table::zero(),
+        }
+    }
+
+    fn put_table(&mut self, block: BlockIndex, table: Table) {
+        if let Some(state) = table.uniform() {
+            self.set_word(block, word_of(state));
+            return;
+        }
+        let index = self.free_tables.pop().unwrap_or_else(|| {
+            self.tables.push(None);
+            u32::try_from(self.tables.len().saturating_sub(1)).unwrap_or(u32::MAX)
+        });
+        if let Some(place) = self.tables.get_mut(index as usize) {
+            *place = Some(table);
+        }
+        self.set_word(block, (3 << TAG_SHIFT) | u64::from(index));
+    }
+
+    /// Sets an unknown block from what the layers hold, topmost layer first.
+    pub fn resolve<'a>(
+        &mut self,
+        block: BlockIndex,
+        layers: impl IntoIterator<Item = LayerBlock<'a>>,
+    ) {
+        let mut table = Table::zero();
+        for (at, layer) in layers.into_iter().enumerate() {
+            let all = layer.owned.is_none_or(Bitmap::is_full);
+            if at == 0 && all && layer.visible >= BLOCK_SECTORS {
+                self.forget(block);
+                self.set_word(block, word_of(BlockState::Whole(layer.source)));
+                return;
+            }
+            let id = table.id_of(layer.source);
+            let visible = layer.visible.min(BLOCK_SECTORS);
+            for (sector, owner) in (0..visible).zip(table.owners.iter_mut()) {
+                if *owner == 0 && layer.owned.is_none_or(|bits| bits.get(sector)) {
+                    *owner = id;
+                }
+            }
+        }
+        self.forget(block);
+        self.put_table(block, table);
+    }
+
+    /// Makes a block unknown again.
+    pub fn forget(&mut self, block: BlockIndex) {
+        if self.word(block) >> TAG_SHIFT == 3 {
+            let _table = self.take_table(block);
+        }
+        self.set_word(block, UNKNOWN);
+    }
+
+    /// `source` owns `len` sectors from `from` on. The block must be known.
+    pub fn own(&mut self, block: BlockIndex, source: Source, from: u32, len: u32) {
+        let end = from.saturating_add(len).min(BLOCK_SECTORS);
+        if self.state(block) == BlockState::Whole(source) {
+            return;
+        }
+        if from == 0 && end == BLOCK_SECTORS {
+            self.forget(block);
+            self.set_word(block, word_of(BlockState::Whole(source)));
+            return;
+        }
+        let mut table = self.take_table(block);
+        let id = table.id_of(source);
+        if let Some(owners) = table.owners.get_mut(from as usize..end as usize) {
+            owners.fill(id);
+        }
+        self.put_table(block, table);
+    }
+
+    /// No layer holds anything of the block any more.
+    pub fn set_zero(&mut self, block: BlockIndex) {
+        self.forget(block);
+        self.set_word(block, ZERO);
+    }
+
+    /// Whether `slot` owns all of the `len` sectors from `from` on.
+    #[must_use]
+    pub fn owns(&self, block: BlockIndex, slot: Slot, from: u32, len: u32) -> bool {
+        match self.state(block) {
+            BlockState::Unknown | BlockState::Zero => false,
+            BlockState::Whole(source) => source.slot == slot,
+            BlockState::Mixed => self.table(block).is_some_and(|table| {
+                let end = from.saturating_add(len);
+                table.owners.get(from as usize..end as usize).is_some_and(|owners| {
+                    owners.iter().all(|id| {
+                        usize::from(*id)
+                            .checked_sub(1)
+                            .and_then(|i| table.sources.get(i))
+                            .is_some_and(|s| s.slot == slot)
+                    })
+                })
+            }),
+        }
+    }
+
+    /// The run that starts at sector `from` of the block and ends before `end`, at the latest; None
+    /// if the block is unknown or the range is empty.
+    #[must_use]
+    pub fn run_at(&self, block: BlockIndex, from: u32, end: u32) -> Option<Run> {
+        let end = end.min(BLOCK_SECTORS);
+        let len = end.checked_sub(from).filter(|len| *len > 0)?;
+        match self.state(block) {
+            BlockState::Unknown => None,
+            BlockState::Zero => Some(Run { from, len, place: Place::Zero }),
+            BlockState::Whole(source) => {
+                let at = Sector(source.data.0.saturating_add(u64::from(from)));
+                Some(Run { from, len, place: Place::Data { slot: source.slot, at } })
+            }
+            BlockState::Mixed => {
+                let table = self.table(block)?;
+                let owners = table.owners.get(from as usize..end as usize)?;
+                let id = *owners.first()?;
+                let same = owners.iter().take_while(|o| **o == id).count();
+                let len = u32::try_from(same).unwrap_or(len);
+                Some(Run { from, len, place: table.place(from, id) })
+            }
+        }
+    }
+
+    /// The sectors of the block that `slot` owns, as a bitmap for disk.
+    #[must_use]
+    pub fn bitmap_of(&self, block: BlockIndex, slot: Slot) -> Bitmap {
+        let mut bitmap = Bitmap::empty();
+        let mut from = 0;
+        while let Some(run) = self.run_at(block, from, BLOCK_SECTORS) {
+            if matches!(run.place, Place::Data { slot: owner, .. } if owner == slot) {
+                bitmap.set_range(run.from, run.len);
+            }
+            from = run.from.saturating_add(run.len);
+        }
+        bitmap
+    }
+}
+
+fn source_of(word: u64) -> Source {
+    let slot = u16::try_from((word >> SLOT_SHIFT) & 0xFFFF).unwrap_or(u16::MAX);
+    Source { slot: Slot(slot), data: Sector(word & u64::from(u32::MAX)) }
+}
+
+fn word_of(state: BlockState) -> u64 {
+    match state {
+        // a mixed word is made by `put_table`, which knows the table's index
+        BlockState::Unknown | BlockState::Mixed => UNKNOWN,
+        BlockState::Zero => ZERO,
+        BlockState::Whole(source) => {
+            (2 << TAG_SHIFT)
+                | (u64::from(source.slot.0) << SLOT_SHIFT)
+                | (source.data.0 & u64::from(u32::MAX))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const B: BlockIndex = BlockIndex(7);
+
+    fn source(slot: u16) -> Source {
+        Source { slot: Slot(slot), data: Sector(1000 + u64::from(slot) * 10_000) }
+    }
+
+    #[test]
+    fn a_base_block_is_whole_without_a_table() {
+        let mut map = OwnerMap::new(2000);
+        assert_eq!(map.state(B), BlockState::Unknown);
+        assert_eq!(map.run_at(B, 0, 8), None);
+        map.resolve(B, [LayerBlock { source: source(0), owned: None, visible: 4096 }]);
+        assert_eq!(map.state(B), BlockState::Whole(source(0)));
+        assert_eq!(
+            map.run_at(B, 8, 16),
+            Some(Run { from: 8, len: 8, place: Place::Data { slot: Slot(0), at: Sector(1008) } })
+        );
+    }
+
+    #[test]
+    fn sectors_beyond_a_shorter_layer_read_as_zero() {
+        let mut map = OwnerMap::new(10);
+        map.resolve(B, [LayerBlock { source: source(0), owned: None, visible: 100 }]);
+        assert_eq!(map.run_at(B, 100, 4096).map(|r| (r.len, r.place)), Some((3996, Place::Zero)));
+    }
+
+    #[test]
+    fn owning_every_sector_gives_the_table_back() {
+        let mut map = OwnerMap::new(10);
+        map.resolve(B, [LayerBlock { source: source(0), owned: None, visible: 4096 }]);
+        map.own(B, source(1), 0, 4000);
+        assert_eq!(map.state(B), BlockState::Mixed);
+        map.own(B, source(1), 4000, 96);
+        assert_eq!(map.state(B), BlockState::Whole(source(1)));
+        assert_eq!(map.tables.iter().flatten().count(), 0);
+        map.set_zero(B);
+        assert_eq!(map.state(B), BlockState::Zero);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+        /// Against one owner per sector in a plain array.
+        #[test]
+        fn agrees_with_a_plain_array(
+            layers in prop::collection::vec(prop::collection::vec((0u32..4096, 1u32..900), 0..4), 1..5),
+            writes in prop::collection::vec((0u32..4096, 1u32..2000, 0u16..3), 0..8),
+        ) {
+            let mut plain = vec![None; 4096];
+            let bitmaps: Vec<Bitmap> = layers.iter().map(|ranges| {
+                let mut bitmap = Bitmap::empty();
+                for (from, len) in ranges {
+                    bitmap.set_range(*from, (*len).min(4096 - from));
+                }
+                bitmap
+            }).collect();
+            let mut map = OwnerMap::new(10);
+            let sources: Vec<Source> = (0..layers.len()).map(|i| source(i as u16)).collect();
+            map.resolve(B, bitmaps.iter().zip(&sources).map(|(bits, source)| LayerBlock {
+                source: *source, owned: Some(bits), visible: 4096 }));
+            for (bits, source) in bitmaps.iter().zip(&sources) {
+                for s in 0..4096u32 {
+                    if plain[s as usize].is_none() && bits.get(s) { plain[s as usize] = Some(*source); }
+                }
+            }
+            for (from, len, slot) in writes {
+                let len = len.min(4096 - from);
+                map.own(B, source(slot + 20), from, len);
+                plain[from as usize..(from + len) as usize].fill(Some(source(slot + 20)));
+            }
+            let mut from = 0;
+            while from < 4096 {
+                let run = map.run_at(B, from, 4096).unwrap();
+                for s in run.from..run.from + run.len {
+                    let expected = plain[s as usize].map_or(Place::Zero, |o| Place::Data {
+                        slot: o.slot, at: Sector(o.data.0 + u64::from(s)) });
+                    let found = match run.place {
+                        Place::Zero => Place::Zero,
+                        Place::Data { slot, at } => Place::Data { slot, at: Sector(at.0 + u64::from(s - run.from)) },
+                    };
+                    prop_assert_eq!(found, expected);
+                }
+                from += run.len;
+            }
+            let bits = map.bitmap_of(B, Slot(20));
+            for s in 0..4096u32 {
+                prop_assert_eq!(bits.get(s), plain[s as usize].is_some_and(|o| o.slot == Slot(20)));
+            }
+        }
+    }
+}
