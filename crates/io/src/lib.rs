@@ -7,6 +7,7 @@ mod buffer;
 mod device;
 mod error;
 mod local;
+mod ring;
 mod shm;
 pub mod sim;
 mod units;
@@ -17,5 +18,6 @@ pub use device::{
 };
 pub use error::{IoError, IoErrorKind, Result};
 pub use local::{BootInstant, Executor, Local, Park, Remote, Sleep, Task, Unpark};
+pub use ring::{Choice, Ring};
 pub use shm::{LogMemory, ShmFile};
 pub use units::{ByteCount, ByteOffset, ByteRange};
