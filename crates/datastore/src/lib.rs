@@ -17,6 +17,7 @@
 //! - One holder writes a file at a time; a dead process holds until its last request has ended.
 //! - Guest data never eats the head-room that records and deletes need.
 
+pub mod conformance;
 mod error;
 mod name;
 mod store;

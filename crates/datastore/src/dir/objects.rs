@@ -1,0 +1,242 @@
+//! The blocking steps behind the store: each runs on a helper thread.
+//!
+//! `put`, in the order that makes it atomic and durable:
+//!
+//! ```text
+//!   lock of the name ─► compare ─► write temp, fsync ─► fsync directories with new names
+//!                                                        ─► rename (the commit) ─► fsync directory
+//! ```
+//!
+//! The content is durable before the name points to it, and so are the files that were created
+//! before: a record never outlives what it names.
+
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
+
+use io::{ByteCount, IoError, IoErrorKind};
+use rustix::fs::AtFlags;
+use rustix::io::Errno;
+
+use super::{Inner, STRIPES, files, identity, temp};
+use crate::error::{DatastoreError, Result};
+use crate::name::{Kind, ObjectName};
+use crate::store::{Expected, MAX_OBJECT, ObjectInfo, Space, Version};
+
+impl Inner {
+    /// The directory of a kind's files.
+    fn directory(&self, kind: Kind) -> &OwnedFd {
+        match Self::index(kind) {
+            Some(index) => &self.directories[index].fd,
+            None => &self.place.fd,
+        }
+    }
+
+    /// The same, for a device to open its file in.
+    pub(super) fn directory_handle(&self, kind: Kind) -> Arc<OwnedFd> {
+        Self::index(kind).map_or_else(
+            || Arc::clone(&self.place.fd),
+            |index| Arc::clone(&self.directories[index].fd),
+        )
+    }
+
+    fn index(kind: Kind) -> Option<usize> {
+        Kind::DIRECTORIES.iter().position(|directory| *directory == kind)
+    }
+
+    /// Orders the changes of one name.
+    fn changing(&self, name: &ObjectName) -> MutexGuard<'_, ()> {
+        let mut hasher = DefaultHasher::new();
+        name.hash(&mut hasher);
+        let stripe = hasher.finish() % STRIPES as u64;
+        let stripe = usize::try_from(stripe).expect("a small remainder");
+        self.changing[stripe].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The path by which other programs find the object.
+    pub(super) fn path_of(&self, name: &ObjectName) -> PathBuf {
+        self.place.path.join(name.to_string())
+    }
+
+    /// Makes an empty file; its name is not durable yet.
+    pub(super) fn make(&self, name: &ObjectName) -> Result<()> {
+        refuse_identity(name, "create")?;
+        let _one_at_a_time = self.changing(name);
+        files::create(self.directory(name.kind()), &name.file_name())
+            .map_err(|error| DatastoreError::system("create", name, error))?;
+        if let Some(index) = Self::index(name.kind()) {
+            self.directories[index].dirty.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Takes back what `make` made, when it could not be opened.
+    pub(super) fn unmake(&self, name: &ObjectName) {
+        files::forget(self.directory(name.kind()), &name.file_name());
+    }
+
+    /// Says whether a file is there and a plain one, before anything is opened: opening a pipe or
+    /// a device that someone put there can block or have effects.
+    pub(super) fn check_file(&self, name: &ObjectName) -> Result<()> {
+        let stat = files::stat(self.directory(name.kind()), &name.file_name())
+            .map_err(|error| DatastoreError::system("open", name, error))?;
+        if files::is_regular(&stat) { Ok(()) } else { Err(not_a_file(name)) }
+    }
+
+    pub(super) fn remove(&self, name: &ObjectName) -> Result<()> {
+        refuse_identity(name, "remove")?;
+        let failed = |error| DatastoreError::system("remove", name, error);
+        let directory = self.directory(name.kind());
+        {
+            let _one_at_a_time = self.changing(name);
+            rustix::fs::unlinkat(directory, name.file_name(), AtFlags::empty()).map_err(failed)?;
+        }
+        rustix::fs::fsync(directory).map_err(|error| unknown(name, "removed", error))?;
+        self.head_room.refill();
+        Ok(())
+    }
+
+    pub(super) fn list(&self, kind: Kind) -> Result<Vec<ObjectInfo>> {
+        let failed = |error: Errno| {
+            let doing = format!("cannot list {}/", kind.directory());
+            DatastoreError::Io(IoError::system(doing, error.into()))
+        };
+        let directory = self.directory(kind);
+        let mut objects = Vec::new();
+        for file in files::names(directory).map_err(failed)? {
+            let Some(name) = ObjectName::from_file_name(kind, &file) else { continue };
+            let stat = match files::stat(directory, &file) {
+                Ok(stat) => stat,
+                Err(Errno::NOENT) => continue, // removed meanwhile
+                Err(error) => return Err(failed(error)),
+            };
+            if files::is_regular(&stat) {
+                objects.push(ObjectInfo {
+                    name,
+                    len: ByteCount(files::len(&stat)),
+                    used: ByteCount(files::used(&stat)),
+                });
+            }
+        }
+        objects.sort_unstable_by_key(|object| object.name);
+        Ok(objects)
+    }
+
+    pub(super) fn get(&self, name: &ObjectName) -> Result<Option<(Version, Vec<u8>)>> {
+        match files::read(self.directory(name.kind()), &name.file_name(), MAX_OBJECT.0) {
+            Ok(content) => Ok(Some((Version::of(&content), content))),
+            Err(files::ReadError::System(Errno::NOENT)) => Ok(None),
+            Err(files::ReadError::System(error)) => {
+                Err(DatastoreError::system("read", name, error))
+            }
+            Err(files::ReadError::NotAFile) => Err(not_a_file(name)),
+            Err(files::ReadError::TooLarge(len)) => {
+                Err(DatastoreError::TooLarge { object: *name, len, limit: MAX_OBJECT.0 })
+            }
+        }
+    }
+
+    pub(super) fn put(
+        &self,
+        name: &ObjectName,
+        expected: Expected,
+        content: &[u8],
+    ) -> Result<Version> {
+        refuse_identity(name, "replace")?;
+        let len = content.len() as u64;
+        if len > MAX_OBJECT.0 {
+            return Err(DatastoreError::TooLarge { object: *name, len, limit: MAX_OBJECT.0 });
+        }
+        let failed = |error| DatastoreError::system("write", name, error);
+        let directory = self.directory(name.kind());
+        let _one_at_a_time = self.changing(name);
+        if expected != Expected::Any {
+            let found = self.get(name)?.map(|(version, _)| version);
+            if let Some(found) = expected.mismatch(found) {
+                return Err(DatastoreError::Conflict { object: *name, found });
+            }
+        }
+        let temp = temp::unique();
+        files::write_new(directory, &temp, content).map_err(failed)?;
+        self.sync_names()
+            .and_then(|()| {
+                rustix::fs::renameat(directory, &temp, directory, name.file_name()).map_err(failed)
+            })
+            .inspect_err(|_| files::forget(directory, &temp))?;
+        rustix::fs::fsync(directory).map_err(|error| unknown(name, "replaced", error))?;
+        Ok(Version::of(content))
+    }
+
+    pub(super) fn sync_names(&self) -> Result<()> {
+        for (directory, kind) in self.directories.iter().zip(Kind::DIRECTORIES) {
+            // Cleared before the sync: a name created during it asks for the next one.
+            if !directory.dirty.swap(false, Ordering::AcqRel) {
+                continue;
+            }
+            rustix::fs::fsync(&directory.fd).map_err(|error| {
+                directory.dirty.store(true, Ordering::Release);
+                let doing = format!("cannot make the names in {}/ durable", kind.directory());
+                DatastoreError::Io(IoError::system(doing, error.into()))
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn space(&self) -> Result<Space> {
+        let failed = |error: Errno| {
+            let doing = format!("cannot measure the space of {}", self.place.path.display());
+            DatastoreError::Io(IoError::system(doing, error.into()))
+        };
+        let mut used = 0;
+        let mut overhead = files::used(&rustix::fs::fstat(&self.place.fd).map_err(failed)?);
+        let own = [identity::FILE, super::lock::FILE, super::headroom::FILE];
+        for name in own {
+            overhead += files::stat(&self.place.fd, name).map_or(0, |stat| files::used(&stat));
+        }
+        for kind in Kind::DIRECTORIES {
+            let stat = rustix::fs::fstat(self.directory(kind)).map_err(failed)?;
+            overhead += files::used(&stat);
+            used += self.list(kind)?.iter().map(|object| object.used.0).sum::<u64>();
+        }
+        let system = rustix::fs::fstatvfs(&self.place.fd).map_err(failed)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(system.f_frsize);
+        let free = bytes(system.f_bavail).saturating_sub(self.head_room.missing());
+        Ok(Space {
+            total: ByteCount(bytes(system.f_blocks)),
+            free: ByteCount(free),
+            used_by_store: ByteCount(used),
+            overhead: ByteCount(overhead),
+        })
+    }
+
+    /// Whether `len` more bytes would leave the head-room alone, where no file holds it.
+    pub(super) fn has_counted_space(&self, len: ByteCount) -> Result<bool> {
+        if !self.head_room.is_counted() {
+            return Ok(true);
+        }
+        Ok(self.space()?.free >= len)
+    }
+}
+
+fn refuse_identity(name: &ObjectName, doing: &str) -> Result<()> {
+    if *name != ObjectName::Identity {
+        return Ok(());
+    }
+    let problem = format!("cannot {doing} {name}: a datastore's identity does not change");
+    Err(DatastoreError::Io(IoError::new(IoErrorKind::Denied, problem)))
+}
+
+/// The step is done but not known to be durable. Never `NoSpace`: trying again would meet a changed
+/// object.
+fn unknown(name: &ObjectName, done: &str, error: Errno) -> DatastoreError {
+    let problem = format!("{name} was {done}, but it is unknown whether that survives a power cut");
+    let source = Some(error.into());
+    DatastoreError::Io(IoError { kind: IoErrorKind::Device, context: problem.into(), source })
+}
+
+fn not_a_file(name: &ObjectName) -> DatastoreError {
+    let problem = format!("{name} is not a regular file; something else was put in its place");
+    DatastoreError::Io(IoError::new(IoErrorKind::Corrupt, problem))
+}
