@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+pub use rustix::process::Signal;
 
 /// Runs `command` to its end. Fails with its output when it does.
 pub fn run(command: &mut Command) -> Result<Output> {
@@ -61,7 +62,7 @@ impl Owned {
 
     /// SIGTERM; waits for the end, at most `limit`.
     pub fn terminate(&mut self, limit: Duration) -> Result<ExitStatus> {
-        signal(self.pid(), rustix::process::Signal::TERM)?;
+        signal(self.pid(), Signal::TERM)?;
         self.wait(limit)
     }
 
@@ -81,7 +82,7 @@ impl Drop for Owned {
 }
 
 /// Sends one signal to one process, by its number.
-pub fn signal(pid: u32, signal: rustix::process::Signal) -> Result<()> {
+pub fn signal(pid: u32, signal: Signal) -> Result<()> {
     let raw = i32::try_from(pid).context("no such process number")?;
     let pid = rustix::process::Pid::from_raw(raw).context("process number 0")?;
     rustix::process::kill_process(pid, signal)

@@ -1,0 +1,158 @@
+//! Who takes part: Shale, and qemu-storage-daemon with three image formats. Each serves one disk on a
+//! unix socket; the client sees no difference.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use e2e::process::{Owned, poll_until, run};
+use e2e::{Shale, need};
+
+/// An image format of qemu-storage-daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    Raw,
+    Vpc,
+    Qcow2,
+}
+
+impl Format {
+    pub(crate) const ALL: [Self; 3] = [Self::Raw, Self::Vpc, Self::Qcow2];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Vpc => "vpc",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+/// Whether the image's file system takes direct I/O; tmpfs is measured through the page cache that
+/// it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cache {
+    Direct,
+    Buffered,
+}
+
+/// A running server with one disk.
+#[derive(Debug)]
+pub(crate) struct Served {
+    pub(crate) uri: String,
+    keep: Keep,
+}
+
+#[derive(Debug)]
+enum Keep {
+    Daemon {
+        _process: Owned,
+    },
+    /// The volume's name; the system belongs to the caller.
+    Volume(String),
+}
+
+/// qemu-storage-daemon on a new image.
+pub(crate) fn daemon(format: Format, dir: &Path, size: u64, cache: Cache) -> Result<Served> {
+    let image = dir.join(format!("disk.{}", format.name()));
+    create_image(format, &image, size, None)?;
+    serve_image(format, &image, cache)
+}
+
+pub(crate) fn create_image(
+    format: Format,
+    image: &Path,
+    size: u64,
+    backing: Option<&Path>,
+) -> Result<()> {
+    let mut create = Command::new(need::tool("/usr/bin/qemu-img")?);
+    create.args(["create", "-q", "-f", format.name()]);
+    if let Some(backing) = backing {
+        create.args(["-F", format.name(), "-b"]).arg(backing);
+    }
+    run(create.arg(image).arg(size.to_string())).map(drop)
+}
+
+/// qemu-storage-daemon on an image that is there.
+pub(crate) fn serve_image(format: Format, image: &Path, cache: Cache) -> Result<Served> {
+    let socket = image.with_extension(format!("{}.sock", format.name()));
+    drop(std::fs::remove_file(&socket));
+    let direct = match cache {
+        Cache::Direct => "on",
+        Cache::Buffered => "off",
+    };
+    let file = format!(
+        "driver=file,node-name=file,filename={},cache.direct={direct},aio=io_uring,discard=unmap",
+        image.display()
+    );
+    let disk = format!(
+        "driver={},node-name=disk,file=file,cache.direct={direct},discard=unmap",
+        format.name()
+    );
+    let server = format!("addr.type=unix,addr.path={}", socket.display());
+    let process = Owned::spawn(
+        Command::new(need::tool("/usr/bin/qemu-storage-daemon")?)
+            .args(["--blockdev", &file, "--blockdev", &disk, "--nbd-server", &server])
+            .args(["--export", "type=nbd,id=export,node-name=disk,name=disk,writable=on"])
+            .stdin(Stdio::null()),
+    )?;
+    poll_until(
+        Duration::from_secs(10),
+        || Ok(std::os::unix::net::UnixStream::connect(&socket).ok().map(drop)),
+        || format!("qemu-storage-daemon to serve {}", image.display()),
+    )?;
+    let uri = format!("nbd+unix:///disk?socket={}", socket.display());
+    Ok(Served { uri, keep: Keep::Daemon { _process: process } })
+}
+
+/// Shale with a datastore `bench` inside `dir`.
+pub(crate) fn shale(dir: &Path) -> Result<Shale> {
+    let home = tempfile::Builder::new().prefix("shale-").tempdir_in(dir)?;
+    let shale = Shale::start_in(home)?;
+    shale.datastore(STORE)?;
+    Ok(shale)
+}
+
+pub(crate) const STORE: &str = "bench";
+
+/// A new connected thin volume.
+pub(crate) fn volume(shale: &Shale, name: &str, size: u64) -> Result<Served> {
+    shale.volume(name, STORE, &size.to_string())?;
+    connect(shale, name)
+}
+
+pub(crate) fn connect(shale: &Shale, name: &str) -> Result<Served> {
+    let uri = shale.connect(name)?.uri;
+    Ok(Served { uri, keep: Keep::Volume(name.to_owned()) })
+}
+
+impl Served {
+    /// Ends the server; of Shale, disconnects and deletes the volume.
+    pub(crate) fn remove(self, shale: Option<&Shale>) -> Result<()> {
+        if let Keep::Volume(name) = &self.keep {
+            let shale = shale.context("a volume needs its system")?;
+            shale.disconnect(name)?;
+            shale.cli(&["volume", "delete", name, "--yes"])?;
+        }
+        Ok(())
+    }
+}
+
+/// The bytes that a folder takes on its file system.
+pub(crate) fn taken(dir: &Path) -> Result<u64> {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut sum = 0;
+    let mut folders: Vec<PathBuf> = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            let meta = entry.metadata()?;
+            if meta.is_dir() {
+                folders.push(entry.path());
+            }
+            sum += meta.blocks() * 512;
+        }
+    }
+    Ok(sum)
+}
