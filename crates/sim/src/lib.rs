@@ -1,1 +1,5 @@
-//! sim
+//! Simulated storage and proofs on it: whole engines run on virtual time, on disks that lose power.
+
+mod store;
+
+pub use store::{SimDirectory, SimNames, SimStore};
