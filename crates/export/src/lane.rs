@@ -1,0 +1,158 @@
+//! What the tasks of one connection share: the replies that wait to be sent, and the bounds on what
+//! is in flight.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::fmt;
+use std::rc::Rc;
+
+use io::IoBuf;
+
+use crate::handshake::Session;
+use crate::hub::{Export, Hub};
+use crate::reply;
+use crate::request::Header;
+use crate::signal::Signal;
+use crate::wire::Errno;
+
+/// The transmission phase of one connection.
+pub(crate) struct Lane {
+    pub(crate) hub: Rc<Hub>,
+    pub(crate) export: Rc<Export>,
+    pub(crate) session: Session,
+    /// Number of the connection, for the log.
+    pub(crate) id: u64,
+    replies: RefCell<VecDeque<Reply>>,
+    pub(crate) flight: Rc<Flight>,
+    /// No request is taken any more.
+    pub(crate) stopping: Cell<bool>,
+    /// The receiver has ended: once nothing is in flight, the sender ends too.
+    pub(crate) received: Cell<bool>,
+    /// A reply was queued, or the receiver has ended.
+    pub(crate) to_send: Signal,
+}
+
+/// Requests that are taken and not answered, and the bytes they hold.
+#[derive(Default)]
+pub(crate) struct Flight {
+    requests: Cell<usize>,
+    bytes: Cell<usize>,
+    pub(crate) room: Signal,
+}
+
+/// A request's place in the bounds, from its header until its reply is sent.
+pub(crate) struct Permit {
+    flight: Rc<Flight>,
+    bytes: usize,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.flight.requests.set(self.flight.requests.get() - 1);
+        self.flight.bytes.set(self.flight.bytes.get() - self.bytes);
+        self.flight.room.wake();
+    }
+}
+
+impl Flight {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.requests.get() == 0
+    }
+}
+
+/// What stands in front of a reply's data.
+pub(crate) enum Head {
+    /// A simple reply.
+    Simple { cookie: u64, error: u32 },
+    /// A structured read.
+    Data { cookie: u64, offset: u64, len: u32 },
+    /// Any other chunk, whole.
+    Chunk(Vec<u8>),
+}
+
+/// An answer on its way out.
+pub(crate) struct Reply {
+    pub(crate) head: Head,
+    pub(crate) data: Option<IoBuf>,
+    pub(crate) _permit: Permit,
+}
+
+/// Longest head that is not a chunk of its own.
+pub(crate) const MAX_HEAD: usize = 28;
+
+impl fmt::Debug for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lane")
+            .field("id", &self.id)
+            .field("session", &self.session)
+            .field("in_flight", &self.flight.requests.get())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Lane {
+    pub(crate) fn new(hub: &Rc<Hub>, export: Rc<Export>, session: Session, id: u64) -> Rc<Self> {
+        Rc::new(Self {
+            hub: Rc::clone(hub),
+            export,
+            session,
+            id,
+            replies: RefCell::default(),
+            flight: Rc::default(),
+            stopping: Cell::new(false),
+            received: Cell::new(false),
+            to_send: Signal::default(),
+        })
+    }
+
+    /// Waits for room for a request that holds `bytes`; None when the connection stops meanwhile.
+    pub(crate) async fn admit(&self, bytes: usize) -> Option<Permit> {
+        let limits = self.hub.limits;
+        let flight = &self.flight;
+        let fits = || {
+            flight.requests.get() < limits.requests
+                && (flight.bytes.get() + bytes <= limits.payload_bytes || flight.is_empty())
+        };
+        if !fits() {
+            flight.room.until(|| fits() || self.stopping.get()).await;
+        }
+        if self.stopping.get() {
+            return None;
+        }
+        flight.requests.set(flight.requests.get() + 1);
+        flight.bytes.set(flight.bytes.get() + bytes);
+        Some(Permit { flight: Rc::clone(flight), bytes })
+    }
+
+    /// Queues an answer.
+    pub(crate) fn answer(&self, reply: Reply) {
+        self.replies.borrow_mut().push_back(reply);
+        self.to_send.wake();
+    }
+
+    /// Queues a success without data.
+    pub(crate) fn done(&self, cookie: u64, permit: Permit) {
+        let head = Head::Simple { cookie, error: 0 };
+        self.answer(Reply { head, data: None, _permit: permit });
+    }
+
+    /// Queues a failure.
+    pub(crate) fn refuse(&self, header: &Header, errno: Errno, why: &str, permit: Permit) {
+        self.hub.count(|c| c.failures += 1);
+        let head = if self.session.structured && header.wants_chunk() {
+            Head::Chunk(reply::error_chunk(header.cookie, errno, why))
+        } else {
+            Head::Simple { cookie: header.cookie, error: errno as u32 }
+        };
+        self.answer(Reply { head, data: None, _permit: permit });
+    }
+
+    pub(crate) fn has_replies(&self) -> bool {
+        !self.replies.borrow().is_empty()
+    }
+
+    /// The next reply to send.
+    pub(crate) fn next_reply(&self) -> Option<Reply> {
+        self.replies.borrow_mut().pop_front()
+    }
+}

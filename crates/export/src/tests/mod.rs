@@ -1,0 +1,9 @@
+//! Whole connections in memory, under the virtual clock.
+
+mod client;
+mod hostile;
+mod pipe;
+#[expect(unreachable_pub, reason = "shared with measurements and whole-system tests")]
+#[path = "../../tests/ram/mod.rs"]
+mod ram;
+mod transmission;
