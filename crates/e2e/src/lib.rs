@@ -7,6 +7,8 @@
 //!        ├── guest    a bootable Debian disk image, made without mounting anything
 //!        ├── qemu     one running guest, driven over its serial console
 //!        ├── need     what a test asks of the machine; a missing thing is a clear failure
+//!        ├── tools    qemu-img and qemu-io on a connected volume
+//!        ├── mount    a small file system of its own, for full stores
 //!        └── process  children that end with their owner
 //! ```
 //!
@@ -14,10 +16,12 @@
 #![forbid(unsafe_code)]
 
 pub mod guest;
+pub mod mount;
 pub mod need;
 pub mod process;
 pub mod qemu;
 pub mod shale;
+pub mod tools;
 
 pub use qemu::Guest;
 pub use shale::{Connection, Shale};

@@ -93,6 +93,8 @@ pub struct Shale {
     home: TempDir,
     data: PathBuf,
     url: String,
+    /// What runs the binary, where it is not run directly.
+    wrapper: Vec<String>,
     serve: Option<Owned>,
     output: Option<Receiver<String>>,
 }
@@ -105,10 +107,37 @@ impl Shale {
 
     /// The same, with everything in `home`, which is removed at the end.
     pub fn start_in(home: TempDir) -> Result<Self> {
+        Self::start_wrapped(home, Vec::new())
+    }
+
+    /// The same as an ordinary user, who owns `home`; the caller is root.
+    pub fn start_as(home: TempDir, user: u32) -> Result<Self> {
+        std::os::unix::fs::chown(home.path(), Some(user), Some(user))?;
+        let user = user.to_string();
+        let words = ["setpriv", "--reuid", &user, "--regid", &user, "--clear-groups", "--"];
+        Self::start_wrapped(home, words.map(str::to_owned).into())
+    }
+
+    fn start_wrapped(home: TempDir, wrapper: Vec<String>) -> Result<Self> {
         let data = home.path().join("data");
-        let mut shale = Self { home, data, url: String::new(), serve: None, output: None };
+        let url = String::new();
+        let mut shale = Self { home, data, url, wrapper, serve: None, output: None };
         shale.serve()?;
         Ok(shale)
+    }
+
+    fn program(&self) -> Result<Command> {
+        let Some((first, rest)) = self.wrapper.split_first() else {
+            return Ok(Command::new(binary()?));
+        };
+        // Another user may not reach the folder that cargo builds into.
+        let copy = self.home.path().join("shale");
+        if !copy.exists() {
+            std::fs::copy(binary()?, &copy)?;
+        }
+        let mut command = Command::new(first);
+        command.args(rest).arg(copy);
+        Ok(command)
     }
 
     /// Starts `shale serve` (again) and waits until it prints its address.
@@ -119,7 +148,7 @@ impl Shale {
             .append(true)
             .open(self.home.path().join("serve.log"))?;
         let mut serve = Owned::spawn(
-            Command::new(binary()?)
+            self.program()?
                 .args(["serve", "--listen", &listen, "--data"])
                 .arg(&self.data)
                 .env_remove("SHALE_URL")
@@ -275,9 +304,33 @@ impl Shale {
         self.cli(&["volume", "disconnect", volume]).map(drop)
     }
 
-    /// Snapshots without a question, and so on: the word that skips it.
-    pub fn yes<'a>(words: &[&'a str]) -> Vec<&'a str> {
-        words.iter().copied().chain(["--yes"]).collect()
+    pub fn snapshot(&self, name: &str, volume: &str) -> Result<()> {
+        self.cli(&["snapshot", "create", name, "--volume", volume]).map(drop)
+    }
+
+    pub fn revert(&self, snapshot: &str, volume: &str) -> Result<()> {
+        self.cli(&["snapshot", "revert", snapshot, "--volume", volume, "--yes"]).map(drop)
+    }
+
+    pub fn delete_snapshot(&self, snapshot: &str, volume: &str) -> Result<()> {
+        self.cli(&["snapshot", "delete", snapshot, "--volume", volume, "--yes"]).map(drop)
+    }
+
+    pub fn delete_volume(&self, volume: &str) -> Result<()> {
+        self.cli(&["volume", "delete", volume, "--yes"]).map(drop)
+    }
+
+    /// The objects of a list command.
+    pub fn list<S: AsRef<str>>(&self, words: &[S]) -> Result<Vec<Value>> {
+        let answer = self.json(words)?;
+        let items = answer.as_array().or_else(|| answer["items"].as_array());
+        Ok(items.with_context(|| format!("no list: {answer}"))?.clone())
+    }
+
+    /// The names of a list command.
+    pub fn names<S: AsRef<str>>(&self, words: &[S]) -> Result<Vec<String>> {
+        let name = |item: &Value| item["name"].as_str().unwrap_or("?").to_owned();
+        Ok(self.list(words)?.iter().map(name).collect())
     }
 
     /// SIGTERM to `shale serve`; the node stays.
