@@ -1,7 +1,7 @@
 //! What an opened image file is: all that later decisions need, without its bytes.
 
 use crate::{
-    BLOCK_SECTORS, BlockIndex, Kind, Locator, PAGE, Platform, SECTOR, Sector, SectorCount,
+    BLOCK_SECTORS, BlockIndex, CREATOR, Kind, Locator, PAGE, Platform, SECTOR, Sector, SectorCount,
     Timestamp, Uuid, WideName,
 };
 
@@ -108,13 +108,21 @@ impl LayerImage {
     }
 
     /// Whether a block with BAT entry `entry` lies within a file of `file_len` bytes and clear of
-    /// the headers. Blocks that do not are damage: neither read nor write there.
+    /// the headers and the BAT — in a file of ours, of all their pages. Blocks that do not are damage:
+    /// neither read nor write there.
     #[must_use]
     pub fn block_fits(&self, entry: Sector, file_len: u64) -> bool {
         let end = self.data_at(entry).plus(u64::from(self.block_sectors));
-        let bat_end = Sector::at_or_after(self.bat_at.bytes().saturating_add(self.bat_bytes()));
-        let clear_of_bat = entry >= bat_end || end <= self.bat_at;
-        entry.bytes() >= Self::HEADERS && clear_of_bat && end.bytes() <= file_len
+        let bat_end = self.bat_at.bytes().saturating_add(self.bat_bytes());
+        let (start, headers_end, bat_end) = if self.creator == CREATOR {
+            let locators = self.parent.as_ref().map_or(0, ParentRef::locator_pages);
+            let headers_end = locators.saturating_add(1).saturating_mul(PAGE);
+            (entry.page_down(), headers_end, Sector::at_or_after(bat_end).page_up())
+        } else {
+            (entry, Self::HEADERS, Sector::at_or_after(bat_end))
+        };
+        let clear_of_bat = start >= bat_end || end <= self.bat_at;
+        start.bytes() >= headers_end && clear_of_bat && end.bytes() <= file_len
     }
 
     /// Whether a BAT entry of a file of ours is aligned as we place blocks.

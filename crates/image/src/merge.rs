@@ -489,10 +489,7 @@ fn load(image: &LayerImage, file_len: u64, bytes: &[u8]) -> Result<Vec<Option<Se
         return Err(FormatError::ShortRead { at, wanted, got: bytes.len() as u64 });
     }
     for (block, entry) in allocated(&table) {
-        if !image.block_fits(entry, file_len)
-            || !image.is_aligned(entry)
-            || whole_block(entry).0 < Sector(PAGE_SECTORS)
-        {
+        if !image.block_fits(entry, file_len) || !image.is_aligned(entry) {
             return Err(FormatError::corrupt(
                 "BAT",
                 "an entry",

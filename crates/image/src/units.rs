@@ -63,6 +63,12 @@ impl Sector {
         Self(self.0.div_ceil(PAGE_SECTORS).saturating_mul(PAGE_SECTORS))
     }
 
+    /// The page boundary at or before this sector.
+    #[must_use]
+    pub const fn page_down(self) -> Self {
+        Self(self.0 & !(PAGE_SECTORS - 1))
+    }
+
     /// Whether the sector starts a page.
     #[must_use]
     pub const fn is_page_aligned(self) -> bool {
