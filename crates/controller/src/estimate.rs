@@ -1,0 +1,232 @@
+//! What a change would cost, for `?dry_run=true`: from the index alone, nothing is asked or changed.
+
+use axum::response::{IntoResponse, Response};
+use model::{
+    Code, CreateVolume, Datastore, Estimate, Name, Operation, Problem, Size, Snapshot, TaskState,
+    Template, Volume, VolumeKind, VolumeState,
+};
+
+use crate::index::Known;
+
+pub(crate) fn answer(estimate: Estimate) -> Response {
+    axum::Json(estimate).into_response()
+}
+
+/// What is copied or cloned.
+pub(crate) struct Source<'a> {
+    pub(crate) name: &'a Name,
+    pub(crate) size: Size,
+    pub(crate) used: Size,
+    pub(crate) kind: VolumeKind,
+}
+
+pub(crate) fn create_volume(request: &CreateVolume, on: &Datastore) -> Estimate {
+    let takes = if request.kind.reserves() { request.size } else { Size::from_bytes(0) };
+    Estimate {
+        summary: format!(
+            "makes the {} volume '{}' of {} on '{}'",
+            request.kind,
+            request.name,
+            request.size.human(),
+            on.name
+        ),
+        takes,
+        refused: room(takes, on)
+            .or_else(|| kind_refused(Operation::VolumeCreate, request.kind, on)),
+        ..Estimate::default()
+    }
+}
+
+pub(crate) fn resize(volume: &Volume, size: Option<Size>) -> Estimate {
+    let new = size.unwrap_or(volume.size);
+    let grows = Size::from_bytes(new.bytes().saturating_sub(volume.size.bytes()));
+    let mut refused = None;
+    if size.is_some() && new <= volume.size {
+        refused = Some(
+            Problem::new(
+                Code::InvalidSize,
+                format!("Volume '{}' has {} already.", volume.name, volume.size.human()),
+            )
+            .hint("a volume can only become larger"),
+        );
+    } else if size.is_some() {
+        refused = connected(volume, "resized");
+    }
+    Estimate {
+        summary: match size {
+            Some(size) => format!("makes volume '{}' {} large", volume.name, size.human()),
+            None => format!("renames volume '{}'", volume.name),
+        },
+        takes: if volume.kind.reserves() { grows } else { Size::from_bytes(0) },
+        refused,
+        ..Estimate::default()
+    }
+}
+
+pub(crate) fn delete_volume(volume: &Volume, known: &Known) -> Estimate {
+    let mut dependents: Vec<String> = known
+        .volumes
+        .values()
+        .filter(|v| v.origin.as_ref().is_some_and(|o| o.id == volume.id))
+        .map(|v| v.name.to_string())
+        .collect();
+    dependents.sort();
+    Estimate {
+        summary: format!(
+            "deletes volume '{}' and its {} snapshots for good",
+            volume.name, volume.snapshots
+        ),
+        frees: Size::from_bytes(
+            volume.space.used.bytes().saturating_add(volume.space.reserved.bytes()),
+        ),
+        refused: connected(volume, "deleted")
+            .or_else(|| depended(volume.name.as_str(), &dependents)),
+        ..Estimate::default()
+    }
+}
+
+pub(crate) fn delete_template(template: &Template, known: &Known) -> Estimate {
+    let mut dependents: Vec<String> = known
+        .volumes
+        .values()
+        .filter(|v| v.origin.as_ref().is_some_and(|o| o.id == template.id))
+        .map(|v| v.name.to_string())
+        .collect();
+    dependents.sort();
+    Estimate {
+        summary: format!("deletes template '{}' for good", template.name),
+        frees: template.used,
+        refused: depended(template.name.as_str(), &dependents),
+        ..Estimate::default()
+    }
+}
+
+pub(crate) fn delete_datastore(datastore: &Datastore) -> Estimate {
+    let holds = datastore.volumes.saturating_add(datastore.templates);
+    Estimate {
+        summary: format!("removes datastore '{}' at {}", datastore.name, datastore.path),
+        refused: (holds > 0).then(|| {
+            Problem::new(
+                Code::HasDependents,
+                format!("Datastore '{}' holds {holds} volumes and templates.", datastore.name),
+            )
+            .hint("delete or move them first")
+        }),
+        ..Estimate::default()
+    }
+}
+
+pub(crate) fn delete_snapshot(snapshot: &Snapshot, known: &Known) -> Estimate {
+    let moves = snapshot.merge_bytes.unwrap_or(snapshot.used);
+    Estimate {
+        summary: format!(
+            "deletes snapshot '{}' of volume '{}'; later states keep what they need of it",
+            snapshot.name, snapshot.volume_name
+        ),
+        moves,
+        seconds: seconds(known, Operation::SnapshotDelete, moves),
+        refused: known.volumes.get(&snapshot.volume).and_then(|v| connected(v, "merged")),
+        ..Estimate::default()
+    }
+}
+
+pub(crate) fn revert(snapshot: &Snapshot, known: &Known) -> Estimate {
+    Estimate {
+        summary: format!(
+            "brings volume '{}' back to snapshot '{}'; what was written since is lost",
+            snapshot.volume_name, snapshot.name
+        ),
+        refused: known.volumes.get(&snapshot.volume).and_then(|v| connected(v, "reverted")),
+        ..Estimate::default()
+    }
+}
+
+pub(crate) fn copies(
+    source: &Source<'_>,
+    count: usize,
+    linked: bool,
+    on: &Datastore,
+    known: &Known,
+) -> Estimate {
+    let times = |size: Size| {
+        Size::from_bytes(size.bytes().saturating_mul(u64::try_from(count).unwrap_or(u64::MAX)))
+    };
+    if linked {
+        return Estimate {
+            summary: format!("makes {count} linked clones of '{}' on '{}'", source.name, on.name),
+            ..Estimate::default()
+        };
+    }
+    let takes = times(if source.kind.reserves() { source.size } else { source.used });
+    let moves = times(source.used);
+    Estimate {
+        summary: format!("makes {count} full copies of '{}' on '{}'", source.name, on.name),
+        takes,
+        moves,
+        seconds: seconds(known, Operation::VolumeCopy, moves),
+        refused: room(takes, on).or_else(|| kind_refused(Operation::VolumeCopy, source.kind, on)),
+        ..Estimate::default()
+    }
+}
+
+/// From the rate of earlier tasks of this kind; none if there were none.
+fn seconds(known: &Known, operation: Operation, bytes: Size) -> Option<u64> {
+    let (mut moved, mut took) = (0_u64, 0_u64);
+    for task in known.tasks.values() {
+        let counts = task.operation == operation && task.state == TaskState::Success;
+        if let Some(finished) = task.finished.filter(|_| counts && task.bytes_done.bytes() > 0) {
+            moved = moved.saturating_add(task.bytes_done.bytes());
+            let ms = finished.unix_ms().saturating_sub(task.created.unix_ms());
+            took = took.saturating_add(ms.max(1));
+        }
+    }
+    if moved == 0 {
+        return None;
+    }
+    let ms = u128::from(bytes.bytes()) * u128::from(took) / u128::from(moved);
+    u64::try_from(ms.div_ceil(1000)).ok()
+}
+
+fn room(takes: Size, on: &Datastore) -> Option<Problem> {
+    (takes > on.space.free).then(|| {
+        Problem::new(
+            Code::NoSpace,
+            format!(
+                "Datastore '{}' has {} free; this takes {}.",
+                on.name,
+                on.space.free.human(),
+                takes.human()
+            ),
+        )
+        .hint("make it thin, delete something, or use another datastore")
+    })
+}
+
+fn kind_refused(operation: Operation, kind: VolumeKind, on: &Datastore) -> Option<Problem> {
+    let reason = model::support(operation, kind, false, on.features).err()?;
+    Some(
+        Problem::new(Code::Unsupported, format!("A {kind} volume on '{}': {reason}.", on.name))
+            .hint("use --kind thin"),
+    )
+}
+
+fn connected(volume: &Volume, what: &str) -> Option<Problem> {
+    (volume.state != VolumeState::Disconnected).then(|| {
+        Problem::new(
+            Code::Connected,
+            format!("Volume '{}' is {} and cannot be {what}.", volume.name, volume.state),
+        )
+        .hint(format!("shale volume disconnect {}", volume.name))
+    })
+}
+
+fn depended(name: &str, dependents: &[String]) -> Option<Problem> {
+    (!dependents.is_empty()).then(|| {
+        Problem::new(
+            Code::HasDependents,
+            format!("{} linked clones depend on '{name}'.", dependents.len()),
+        )
+        .hint(format!("delete them first: {}", dependents.join(", ")))
+        .with("dependents", dependents.to_vec())
+    })
+}

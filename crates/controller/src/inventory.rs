@@ -1,0 +1,179 @@
+//! The inventory: what the controller must remember, as a versioned log of small JSON documents.
+//!
+//! `commit` writes several documents at once, or none of them when one is not at the revision that
+//! the caller saw. Every commit has one revision, larger than all before. All reads are served from
+//! memory. Documents: `token/UUID`, `datastore/UUID`. What lives on datastores is not in here: it
+//! is listed by the node and only indexed.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use model::{Code, Problem};
+use rusqlite::{OptionalExtension, params};
+use serde_json::Value;
+use tokio::sync::broadcast;
+
+use crate::store::Store;
+
+/// Commits that stay in the log.
+const LOG_KEPT: i64 = 10_000;
+
+/// A document as it was last committed.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Document {
+    pub(crate) revision: u64,
+    pub(crate) body: Value,
+}
+
+/// What a commit expects to find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expected {
+    Absent,
+    Revision(u64),
+    Any,
+}
+
+/// One document of a commit; no body deletes it.
+#[derive(Clone, Debug)]
+pub(crate) struct Write {
+    pub(crate) key: String,
+    pub(crate) expected: Expected,
+    pub(crate) body: Option<Value>,
+}
+
+/// What a watcher is told: the revision and the keys it touched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Committed {
+    pub(crate) revision: u64,
+    pub(crate) keys: Arc<[String]>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inventory {
+    store: Store,
+    documents: Mutex<BTreeMap<String, Document>>,
+    /// One commit at a time, so that memory and log see them in the same order.
+    turn: tokio::sync::Mutex<()>,
+    commits: broadcast::Sender<Committed>,
+}
+
+impl Inventory {
+    pub(crate) async fn load(store: Store) -> Result<Self, Problem> {
+        let documents = store
+            .run(|db| {
+                let mut select = db.prepare("SELECT key, revision, body FROM document")?;
+                let rows = select.query_map([], |row| {
+                    let (key, revision, body): (String, i64, String) =
+                        (row.get(0)?, row.get(1)?, row.get(2)?);
+                    Ok((key, revision, body))
+                })?;
+                rows.collect::<rusqlite::Result<Vec<_>>>()
+            })
+            .await?;
+        let mut known = BTreeMap::new();
+        for (key, revision, body) in documents {
+            let body = serde_json::from_str(&body).map_err(|e| {
+                Problem::new(
+                    Code::Corrupt,
+                    format!("The inventory's document {key} does not parse: {e}."),
+                )
+                .hint("move controller.db away; `shale datastore create NAME --dir PATH` finds datastores again")
+            })?;
+            known.insert(key, Document { revision: u64::try_from(revision).unwrap_or(0), body });
+        }
+        let (commits, _) = broadcast::channel(64);
+        Ok(Self { store, documents: Mutex::new(known), turn: tokio::sync::Mutex::new(()), commits })
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<Document> {
+        self.documents.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    /// Every document whose key starts with `prefix`, in order of the keys.
+    pub(crate) fn with_prefix(&self, prefix: &str) -> Vec<(String, Document)> {
+        let documents = self.documents.lock().unwrap_or_else(PoisonError::into_inner);
+        documents
+            .range(prefix.to_owned()..)
+            .take_while(|(key, _)| key.starts_with(prefix))
+            .map(|(key, document)| (key.clone(), document.clone()))
+            .collect()
+    }
+
+    /// Commits from now on. A reader that falls behind is told so by the channel and loads again.
+    pub(crate) fn watch(&self) -> broadcast::Receiver<Committed> {
+        self.commits.subscribe()
+    }
+
+    /// Writes all of `writes` durably, or none.
+    pub(crate) async fn commit(&self, writes: Vec<Write>) -> Result<u64, Problem> {
+        let _turn = self.turn.lock().await;
+        let batch = writes.clone();
+        let revision = self
+            .store
+            .run(move |db| {
+                let transaction = db.transaction()?;
+                let last: i64 =
+                    transaction.query_row("SELECT coalesce(max(revision), 0) FROM log", [], |row| {
+                        row.get(0)
+                    })?;
+                let revision = last + 1;
+                for write in &batch {
+                    let found: Option<i64> = transaction
+                        .query_row(
+                            "SELECT revision FROM document WHERE key = ?1",
+                            [&write.key],
+                            |row| row.get(0),
+                        )
+                        .optional()?;
+                    let as_expected = match write.expected {
+                        Expected::Any => true,
+                        Expected::Absent => found.is_none(),
+                        Expected::Revision(seen) => {
+                            found.and_then(|f| u64::try_from(f).ok()) == Some(seen)
+                        }
+                    };
+                    if !as_expected {
+                        return Ok(Err(write.key.clone()));
+                    }
+                    let body = write.body.as_ref().map(Value::to_string);
+                    match &body {
+                        Some(body) => transaction.execute(
+                            "INSERT OR REPLACE INTO document(key, revision, body) VALUES(?1, ?2, ?3)",
+                            params![write.key, revision, body],
+                        )?,
+                        None => transaction
+                            .execute("DELETE FROM document WHERE key = ?1", [&write.key])?,
+                    };
+                    transaction.execute(
+                        "INSERT OR REPLACE INTO log(revision, key, body) VALUES(?1, ?2, ?3)",
+                        params![revision, write.key, body],
+                    )?;
+                }
+                transaction.execute("DELETE FROM log WHERE revision <= ?1", [revision - LOG_KEPT])?;
+                transaction.commit()?;
+                Ok(Ok(u64::try_from(revision).unwrap_or(0)))
+            })
+            .await?
+            .map_err(|key| {
+                Problem::new(Code::Conflict, format!("{key} was changed by someone else meanwhile."))
+                    .hint("read it again and repeat")
+            })?;
+        let keys: Arc<[String]> = writes.iter().map(|w| w.key.clone()).collect();
+        {
+            let mut documents = self.documents.lock().unwrap_or_else(PoisonError::into_inner);
+            for write in writes {
+                match write.body {
+                    Some(body) => {
+                        documents.insert(write.key, Document { revision, body });
+                    }
+                    None => {
+                        documents.remove(&write.key);
+                    }
+                }
+            }
+        }
+        // nobody has to listen
+        self.commits.send(Committed { revision, keys }).ok();
+        Ok(revision)
+    }
+}

@@ -1,0 +1,285 @@
+//! Keeps the index equal to the node: loads its lists, follows its events, starts over when either
+//! breaks. The only writer of objects.
+//!
+//! A finished task is told only after the lists were loaded again: whoever waits for a task sees
+//! what it made.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use model::{
+    Alarm, Change, Code, Datastore, DatastoreKind, DatastoreState, Event, Name, ObjectKind,
+    ObjectRef, Problem, Severity, Space, StoreFeatures, Task, Timestamp, Uuid,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::hub::now;
+use crate::index::{Index, Lists};
+use crate::inventory::{Expected, Inventory, Write};
+use crate::node::NodeClient;
+use crate::store::Store;
+
+/// Space figures of running guests change without an event.
+const REFRESH: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_millis(200);
+/// Attempts before a node that was never there is an alarm: a start takes a moment.
+const PATIENCE: u32 = 50;
+const PREFIX: &str = "datastore/";
+/// The alarm that the controller raises itself.
+const NODE_ALARM: Uuid = Uuid::from_u128(0x7368_616c_6500_4000_8000_6e6f_6465_0001);
+
+/// What the inventory remembers of a datastore: enough to say that it is missing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Remembered {
+    name: Name,
+    path: String,
+    file_system: String,
+    created: Timestamp,
+}
+
+/// Asks the sync task to load the lists now.
+#[derive(Clone, Debug)]
+pub(crate) struct Refresher(mpsc::Sender<oneshot::Sender<()>>);
+
+impl Refresher {
+    /// Returns when the index is as new as this call, or when the node does not answer.
+    pub(crate) async fn refresh(&self) {
+        let (done, wait) = oneshot::channel();
+        if self.0.send(done).await.is_ok() {
+            // an error is a sync task that gave up this attempt: the index stays as it was
+            wait.await.ok();
+        }
+    }
+}
+
+pub(crate) struct Sync {
+    pub(crate) node: NodeClient,
+    pub(crate) index: Arc<Index>,
+    pub(crate) inventory: Arc<Inventory>,
+    pub(crate) store: Store,
+    requests: mpsc::Receiver<oneshot::Sender<()>>,
+}
+
+impl Sync {
+    pub(crate) fn new(
+        node: NodeClient,
+        index: Arc<Index>,
+        inventory: Arc<Inventory>,
+        store: Store,
+    ) -> (Self, Refresher) {
+        let (sender, requests) = mpsc::channel(16);
+        (Self { node, index, inventory, store, requests }, Refresher(sender))
+    }
+
+    /// Runs until the runtime ends.
+    pub(crate) async fn run(mut self) {
+        let mut failures = 0_u32;
+        loop {
+            let problem = match self.follow().await {
+                Ok(()) => Problem::new(Code::NodeUnavailable, "The node ended its event stream."),
+                Err(problem) => problem,
+            };
+            tracing::debug!("the node is out of reach: {problem}");
+            let (lost, told) = {
+                let known = self.index.read();
+                (known.node.is_some(), known.alarms.contains_key(&NODE_ALARM))
+            };
+            failures = if lost { 1 } else { failures.saturating_add(1) };
+            if lost {
+                self.index.set_node(None);
+            }
+            if !told && (lost || failures >= PATIENCE) {
+                self.index.apply(Change::Alarm(node_alarm(&problem)));
+            }
+            let pause = tokio::time::sleep(RETRY);
+            tokio::pin!(pause);
+            loop {
+                tokio::select! {
+                    () = &mut pause => break,
+                    Some(request) = self.requests.recv() => drop(request),
+                }
+            }
+        }
+    }
+
+    /// One connection to the node, from its first list to the end of its events.
+    async fn follow(&mut self) -> Result<(), Problem> {
+        let info = self.node.info().await?;
+        // listen first, then load: what happens in between comes as an event
+        let mut events = self.node.events(None).await?;
+        self.load().await?;
+        let tasks: Vec<Task> = self.node.list("/v1/tasks").await?;
+        let listed: BTreeSet<Uuid> = tasks.iter().map(|task| task.id).collect();
+        for task in tasks {
+            self.take_task(task).await;
+        }
+        for lost in self.index.end_lost(&listed, now()) {
+            self.keep(lost).await;
+        }
+        self.index.set_node(Some(info));
+        let mut commits = self.inventory.watch();
+        let mut tick = tokio::time::interval(REFRESH);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        tick.reset();
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(event) => self.take(event, &mut events).await?,
+                    None => return Ok(()),
+                },
+                Some(done) = self.requests.recv() => {
+                    self.load().await?;
+                    done.send(()).ok();
+                }
+                committed = commits.recv() => {
+                    // a datastore was forgotten: it must not be shown as missing
+                    if committed.is_ok_and(|c| c.keys.iter().any(|key| key.starts_with(PREFIX))) {
+                        self.load().await?;
+                    }
+                }
+                _ = tick.tick() => self.load().await?,
+            }
+        }
+    }
+
+    /// Applies an event and those that are there already behind it: one load serves all of them.
+    async fn take(
+        &self,
+        first: Event,
+        more: &mut (impl Stream<Item = Event> + Unpin),
+    ) -> Result<(), Problem> {
+        let mut ended = Vec::new();
+        let mut resync = false;
+        let mut next = Some(first);
+        while let Some(event) = next {
+            match event.change {
+                Change::Resync => resync = true,
+                Change::Task(task) if task.state.is_final() => ended.push(task),
+                change @ (Change::Datastore(_)
+                | Change::Volume(_)
+                | Change::Snapshot(_)
+                | Change::Template(_)
+                | Change::Removed(_)
+                | Change::Task(_)
+                | Change::Alarm(_)
+                | Change::AlarmCleared(_)) => self.index.apply(change),
+            }
+            next = futures_util::FutureExt::now_or_never(more.next()).flatten();
+        }
+        if resync || !ended.is_empty() {
+            self.load().await?;
+        }
+        if resync {
+            ended.extend(self.node.list("/v1/tasks").await?);
+        }
+        for task in ended {
+            self.take_task(task).await;
+        }
+        Ok(())
+    }
+
+    async fn take_task(&self, task: Task) {
+        let known = self.index.read().tasks.get(&task.id).is_some_and(|t| t.state.is_final());
+        if task.state.is_final() && !known {
+            self.keep(task.clone()).await;
+        }
+        self.index.put_task(task);
+    }
+
+    async fn keep(&self, task: Task) {
+        if let Err(problem) = self.store.keep_task(task).await {
+            tracing::warn!("a finished task is not kept: {problem}");
+        }
+    }
+
+    async fn load(&self) -> Result<(), Problem> {
+        let (datastores, volumes, snapshots, templates, alarms) = tokio::try_join!(
+            self.node.list::<Datastore>("/v1/datastores"),
+            self.node.list("/v1/volumes"),
+            self.node.list("/v1/snapshots"),
+            self.node.list("/v1/templates"),
+            self.node.list("/v1/alarms"),
+        )?;
+        self.remember(&datastores).await?;
+        let mut all = datastores;
+        all.extend(self.missing(&all));
+        self.index.replace(Lists { datastores: all, volumes, snapshots, templates, alarms });
+        Ok(())
+    }
+
+    /// Writes down datastores that are new to the inventory, or changed name or place.
+    async fn remember(&self, datastores: &[Datastore]) -> Result<(), Problem> {
+        let mut writes = Vec::new();
+        for datastore in datastores {
+            let key = format!("{PREFIX}{}", datastore.id);
+            let body = serde_json::to_value(Remembered {
+                name: datastore.name.clone(),
+                path: datastore.path.clone(),
+                file_system: datastore.file_system.clone(),
+                created: datastore.created,
+            })
+            .map_err(crate::store::internal)?;
+            if self.inventory.get(&key).is_none_or(|known| known.body != body) {
+                writes.push(Write { key, expected: Expected::Any, body: Some(body) });
+            }
+        }
+        if !writes.is_empty() {
+            self.inventory.commit(writes).await?;
+        }
+        Ok(())
+    }
+
+    /// Datastores that belong here and that the node does not have.
+    fn missing(&self, listed: &[Datastore]) -> Vec<Datastore> {
+        self.inventory
+            .with_prefix(PREFIX)
+            .into_iter()
+            .filter_map(|(key, document)| {
+                let id = Uuid::parse_str(key.strip_prefix(PREFIX)?).ok()?;
+                if listed.iter().any(|d| d.id == id) {
+                    return None;
+                }
+                let was: Remembered = serde_json::from_value(document.body).ok()?;
+                Some(Datastore {
+                    id,
+                    state: DatastoreState::Abnormal,
+                    state_reason: Some(format!(
+                        "the node does not have it; if {} is in place: shale datastore create {} --dir {}",
+                        was.path, was.name, was.path
+                    )),
+                    name: was.name,
+                    kind: DatastoreKind::Dir,
+                    path: was.path,
+                    file_system: was.file_system,
+                    space: Space::default(),
+                    volumes: 0,
+                    templates: 0,
+                    snapshots: 0,
+                    features: StoreFeatures::default(),
+                    created: was.created,
+                })
+            })
+            .collect()
+    }
+}
+
+/// Takes a datastore out of the inventory after the node deleted it.
+pub(crate) async fn forget(inventory: &Inventory, id: Uuid) -> Result<(), Problem> {
+    let write = Write { key: format!("{PREFIX}{id}"), expected: Expected::Any, body: None };
+    inventory.commit(vec![write]).await.map(drop)
+}
+
+fn node_alarm(problem: &Problem) -> Alarm {
+    Alarm {
+        id: NODE_ALARM,
+        severity: Severity::Critical,
+        code: "node-unavailable".into(),
+        object: ObjectRef { kind: ObjectKind::Node, id: Uuid::nil(), name: "node".into() },
+        message: problem.detail.clone(),
+        hint: Some("`shale serve` starts it again; connected guests wait meanwhile".into()),
+        since: now(),
+    }
+}
