@@ -127,6 +127,42 @@ pub(crate) fn links() -> Result<()> {
     Ok(())
 }
 
+/// Every safety rule names the tests that show it, as `crate::test`; they must be there.
+pub(crate) fn safety_rules() -> Result<()> {
+    let files = tracked()?;
+    let document = "docs/safety.md";
+    let (_, rules) = files
+        .iter()
+        .find(|(path, _)| path.as_path() == Path::new(document))
+        .with_context(|| format!("{document} is not there"))?;
+    let exists = |name: &str, test: &str| {
+        let folder = Path::new("crates").join(name);
+        files.iter().any(|(path, text)| path.starts_with(&folder) && has_word(text, test))
+    };
+    let mut wrong = Vec::new();
+    let mut rows = 0;
+    for row in rules.lines().filter(|line| line.starts_with("| **")) {
+        rows += 1;
+        let cell = row.trim_end_matches([' ', '|']).rsplit('|').next().unwrap_or_default();
+        let tests: Vec<_> = cell.split('`').filter_map(|word| word.split_once("::")).collect();
+        if tests.is_empty() {
+            wrong.push(format!("no test is named: {row}"));
+        }
+        for (name, test) in tests.into_iter().filter(|(name, test)| !exists(name, test)) {
+            wrong.push(format!("{name} has no test {test}"));
+        }
+    }
+    ensure!(rows > 0, "{document} has no rules");
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
+fn has_word(text: &str, word: &str) -> bool {
+    let part = |c: char| c.is_alphanumeric() || c == '_';
+    text.match_indices(word)
+        .any(|(at, _)| !text[..at].ends_with(part) && !text[at + word.len()..].starts_with(part))
+}
+
 /// What `](...)` points to, without the part behind `#`.
 fn targets(text: &str) -> impl Iterator<Item = &str> {
     text.split("](")
@@ -156,9 +192,16 @@ mod tests {
 
     #[test]
     fn only_switching_the_lint_off_counts() {
-        assert!(switches_off("#![expect(unsafe_code, reason = \"ring\")]"));
+        // In two parts, or this line would be found.
+        assert!(switches_off(concat!("#![expect(", "unsafe_code, reason = \"ring\")]")));
         assert!(!switches_off("#![forbid(unsafe_code)]"));
         assert!(!switches_off("// allow(unsafe_code) is not for us"));
+    }
+
+    #[test]
+    fn a_test_is_found_by_its_whole_name() {
+        assert!(has_word("fn d1_holds() {", "d1_holds"));
+        assert!(!has_word("fn d1_holds_too() {", "d1_holds"));
     }
 
     #[test]
