@@ -15,8 +15,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use model::{Code, Problem};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use tokio::io::unix::AsyncFd;
 use tokio::process::Command;
 use tokio::sync::watch;
 
@@ -103,9 +103,26 @@ async fn start(command: &NodeCommand, data: &Path) -> Result<std::process::ExitS
 /// Returns when process `pid` has ended.
 pub(crate) async fn ended(pid: u32) -> std::io::Result<()> {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
-    let fd: OwnedFd = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
+    let fd = match pidfd_open(pid, PidfdFlags::empty()) {
         Err(rustix::io::Errno::SRCH) => return Ok(()),
         other => other?,
     };
-    AsyncFd::register(fd)?.readable().await.map(drop)
+    let (done, wait) = tokio::sync::oneshot::channel();
+    // a plain thread: the runtime's end must not wait for the node's
+    std::thread::Builder::new().name("node-watch".into()).spawn(move || {
+        // nobody listens any more: the controller ends
+        done.send(wait_readable(&fd)).ok();
+    })?;
+    wait.await.unwrap_or(Ok(()))
+}
+
+fn wait_readable(fd: &OwnedFd) -> std::io::Result<()> {
+    let mut fds = [PollFd::new(fd, PollFlags::IN)];
+    loop {
+        match poll(&mut fds, None) {
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
 }
