@@ -1,0 +1,160 @@
+//! What is connected on this host, kept in `connections.json`.
+//!
+//! An entry is durable before its connection is told to anybody, and marked `closing` before a
+//! disconnect begins. So after a crash each connection is in one of three known states: told and to
+//! be resumed, half closed and to be closed to the end, or never told.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::data_dir::{DataDir, DataError, read_file, replace_file};
+
+const FORMAT: u32 = 1;
+const FILE: &str = "connections.json";
+
+/// How far a connection is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "state")]
+pub(crate) enum Phase {
+    /// Serving, or to be served again after a restart.
+    Open,
+    /// A disconnect has begun; recovery finishes it.
+    Closing,
+    /// Not resumed after a crash: the guest must not go on unknowingly (rules D4, P2).
+    Stopped {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// One connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    pub(crate) volume: Uuid,
+    pub(crate) datastore: Uuid,
+    /// The exported snapshot; its connection is read-only and stands beside the volume's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) snapshot: Option<Uuid>,
+    pub(crate) read_only: bool,
+    pub(crate) protocol: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) socket: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tcp_port: Option<u16>,
+    /// Of the volume's cell at connect; resuming wants the same.
+    pub(crate) generation: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) log_id: Option<Uuid>,
+    pub(crate) boot_id: Uuid,
+    /// Of connections without a log: what tells whether the volume was written meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) witness: Option<String>,
+    #[serde(flatten)]
+    pub(crate) phase: Phase,
+}
+
+impl Entry {
+    /// What tells connections apart: the snapshot's id, or the volume's.
+    pub(crate) fn id(&self) -> Uuid {
+        self.snapshot.unwrap_or(self.volume)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Document {
+    format: u32,
+    connections: Vec<Entry>,
+}
+
+/// Why the file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectionsError {
+    /// The system refused.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// It does not parse.
+    #[error(
+        "{path} cannot be read: {source}; put it right or move it away: without it connected volumes are not resumed, and nothing else is lost"
+    )]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where it went wrong.
+        source: serde_json::Error,
+    },
+    /// A later program wrote it.
+    #[error(
+        "{path} has format {found}, this program knows {FORMAT}: start the version that wrote it"
+    )]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// The format it says.
+        found: u32,
+    },
+}
+
+/// Reads all entries; none where there is no file.
+pub(crate) fn load(data: &DataDir) -> Result<Vec<Entry>, ConnectionsError> {
+    let path = data.state(FILE);
+    let Some(bytes) = read_file(&path)? else { return Ok(Vec::new()) };
+    #[derive(Deserialize)]
+    struct Header {
+        format: u32,
+    }
+    let parse = |source| ConnectionsError::Parse { path: path.clone(), source };
+    let header: Header = serde_json::from_slice(&bytes).map_err(parse)?;
+    if header.format != FORMAT {
+        return Err(ConnectionsError::Format { path, found: header.format });
+    }
+    let document: Document = serde_json::from_slice(&bytes).map_err(parse)?;
+    Ok(document.connections)
+}
+
+/// Replaces the file; durable on return.
+pub(crate) fn save(data: &DataDir, entries: &[Entry]) -> Result<(), DataError> {
+    let document = Document { format: FORMAT, connections: entries.to_vec() };
+    let bytes = serde_json::to_vec_pretty(&document).expect("plain data serializes");
+    replace_file(&data.state(FILE), &bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ConnectionsError, Entry, Phase, load, save};
+    use crate::data_dir::DataDir;
+    use uuid::Uuid;
+
+    #[test]
+    fn entries_come_back_and_unknown_formats_do_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = DataDir::open(dir.path(), Some(&dir.path().join("logs"))).unwrap();
+        assert!(load(&data).unwrap().is_empty());
+        let entry = |phase| Entry {
+            volume: Uuid::from_u128(1),
+            datastore: Uuid::from_u128(2),
+            snapshot: Some(Uuid::from_u128(3)),
+            read_only: true,
+            protocol: "nbd".into(),
+            socket: Some("/run/x.sock".into()),
+            tcp_port: None,
+            generation: 7,
+            log_id: None,
+            boot_id: Uuid::from_u128(4),
+            witness: None,
+            phase,
+        };
+        let entries = [
+            entry(Phase::Open),
+            entry(Phase::Closing),
+            entry(Phase::Stopped { reason: "r".into() }),
+        ];
+        save(&data, &entries).unwrap();
+        assert_eq!(load(&data).unwrap(), entries);
+        std::fs::write(data.state("connections.json"), br#"{"format": 2, "x": []}"#).unwrap();
+        assert!(matches!(load(&data), Err(ConnectionsError::Format { found: 2, .. })));
+        std::fs::write(data.state("connections.json"), b"{").unwrap();
+        assert!(matches!(load(&data), Err(ConnectionsError::Parse { .. })));
+    }
+}

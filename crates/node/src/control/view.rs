@@ -1,0 +1,358 @@
+//! How datastores, volumes, snapshots and templates look on the wire.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use catalog::VolumeRecord;
+use model::{
+    Connection, Datastore, DatastoreKind, DatastoreState, Name, Origin, Protocol, Size, Snapshot,
+    Space, StoreFeatures, Template, Timestamp, Volume, VolumeKind, VolumeState,
+};
+use uuid::Uuid;
+
+use super::Control;
+use super::link::Link;
+use super::stores::Store;
+use crate::connections::Phase;
+use crate::problem::Outcome;
+
+pub(super) fn wire_kind(kind: catalog::VolumeKind) -> VolumeKind {
+    match kind {
+        catalog::VolumeKind::Fixed => VolumeKind::Fixed,
+        catalog::VolumeKind::Lazy => VolumeKind::Lazy,
+        catalog::VolumeKind::Thin => VolumeKind::Thin,
+    }
+}
+
+pub(super) fn catalog_kind(kind: VolumeKind) -> catalog::VolumeKind {
+    match kind {
+        VolumeKind::Fixed => catalog::VolumeKind::Fixed,
+        VolumeKind::Lazy => catalog::VolumeKind::Lazy,
+        VolumeKind::Thin => catalog::VolumeKind::Thin,
+    }
+}
+
+/// A stored name. The catalog has the same rules, so this only fails for a record that another
+/// program wrote; it is shown all the same.
+fn wire_name(text: &str) -> Name {
+    Name::new(text).unwrap_or_else(|_invalid| {
+        Name::new("invalid-name").expect("a constant that keeps the rules of names")
+    })
+}
+
+fn size(bytes: io::ByteCount) -> Size {
+    Size::from_bytes(bytes.0)
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+impl Control {
+    pub(crate) async fn list_stores(&self) -> Vec<Datastore> {
+        let mut views = Vec::new();
+        for store in self.all_stores() {
+            views.push(self.store_view(&store).await);
+        }
+        views.sort_by(|a, b| a.name.as_str().cmp(b.name.as_str()));
+        views
+    }
+
+    pub(crate) async fn show_store(&self, id: Uuid) -> Outcome<Datastore> {
+        let store = self.store(id)?;
+        Ok(self.store_view(&store).await)
+    }
+
+    pub(super) async fn store_view(&self, store: &Store) -> Datastore {
+        let mut view = Datastore {
+            id: store.id(),
+            name: wire_name(store.name()),
+            kind: DatastoreKind::Dir,
+            path: store.entry.dir.display().to_string(),
+            file_system: String::new(),
+            state: DatastoreState::Normal,
+            state_reason: None,
+            space: Space::default(),
+            volumes: 0,
+            templates: 0,
+            snapshots: 0,
+            features: StoreFeatures::default(),
+            created: Timestamp::default(),
+        };
+        let opened = match store.opened() {
+            Ok(opened) => opened,
+            Err(problem) => {
+                view.state = DatastoreState::Abnormal;
+                view.state_reason = Some(problem.detail);
+                return view;
+            }
+        };
+        let able = opened.handle.capabilities();
+        view.file_system.clone_from(&able.file_system);
+        view.features = StoreFeatures {
+            reserve: able.reserve,
+            punch_hole: able.punch_hole,
+            shared: able.shared,
+        };
+        view.created = Timestamp::from_unix_ms(opened.handle.identity().created);
+        for record in opened.catalog.volumes() {
+            view.snapshots += record.snapshots.len() as u64;
+            if record.template {
+                view.templates += 1;
+            } else {
+                view.volumes += 1;
+            }
+        }
+        match opened.catalog.store_usage().await {
+            Ok(usage) => {
+                view.space = Space {
+                    total: size(usage.total),
+                    free: size(usage.free),
+                    provisioned: size(usage.provisioned),
+                    reserved: size(usage.reserved),
+                    used: Size::from_bytes(usage.used.0.saturating_add(usage.other.0)),
+                    reclaimable: None,
+                };
+            }
+            Err(error) => {
+                view.state = DatastoreState::Abnormal;
+                view.state_reason = Some(error.to_string());
+            }
+        }
+        view
+    }
+
+    pub(crate) async fn list_volumes(&self) -> Vec<Volume> {
+        let mut views = Vec::new();
+        for store in self.all_stores() {
+            let Ok(catalog) = store.catalog() else { continue };
+            for record in catalog.volumes().iter().filter(|record| !record.template) {
+                views.push(self.volume_view(&store, record).await);
+            }
+        }
+        views
+    }
+
+    pub(crate) async fn show_volume(&self, id: Uuid) -> Outcome<Volume> {
+        let (store, record) = self.find(id)?;
+        Ok(self.volume_view(&store, &record).await)
+    }
+
+    pub(super) async fn volume_view(&self, store: &Store, record: &VolumeRecord) -> Volume {
+        let space = self.volume_space(store, record).await;
+        let origin = record.origin.as_ref().filter(|origin| origin.linked).map(|origin| Origin {
+            id: origin.volume,
+            name: self.find_if(origin.volume).map(|(_, source)| wire_name(&source.name)),
+            snapshot: origin.snapshot,
+        });
+        Volume {
+            id: record.uuid,
+            name: wire_name(&record.name),
+            datastore: store.id(),
+            datastore_name: wire_name(store.name()),
+            kind: wire_kind(record.kind),
+            size: Size::from_bytes(record.size),
+            space,
+            state: self.volume_state(record.uuid),
+            snapshots: count(record.snapshots.len()),
+            current_snapshot: record.current.parent,
+            chain_length: self.chain_length(record),
+            origin,
+            connections: self.connections_of(record.uuid),
+            task: self.task_on(record.uuid),
+            revision: record.revision,
+            created: Timestamp::from_unix_ms(record.created),
+        }
+    }
+
+    async fn volume_space(&self, store: &Store, record: &VolumeRecord) -> Space {
+        let Ok(catalog) = store.catalog() else { return Space::default() };
+        match catalog.usage(record.uuid).await {
+            Ok(usage) => Space {
+                total: Size::from_bytes(0),
+                free: Size::from_bytes(0),
+                provisioned: size(usage.provisioned),
+                reserved: size(usage.reserved),
+                used: size(usage.used),
+                reclaimable: usage.reclaimable.map(size),
+            },
+            Err(error) => {
+                // Deleted meanwhile, or its layers cannot be looked at: then its size is what is known.
+                tracing::debug!(volume = %record.uuid, %error, "no usage");
+                Space { provisioned: Size::from_bytes(record.size), ..Space::default() }
+            }
+        }
+    }
+
+    fn volume_state(&self, id: Uuid) -> VolumeState {
+        let links = self.links.borrow();
+        let mut of_volume = links.values().filter(|link| link.entry().volume == id).peekable();
+        if of_volume.peek().is_none() {
+            return VolumeState::Disconnected;
+        }
+        if of_volume.any(|link| matches!(link.entry().phase, Phase::Stopped { .. })) {
+            return VolumeState::Abnormal;
+        }
+        if self.held.borrow().contains(&id) { VolumeState::Held } else { VolumeState::Connected }
+    }
+
+    /// The longest way of a read: the snapshots below what the volume is now, layers of deleted ones
+    /// that wait for their merge, and the same of what it was cloned from.
+    fn chain_length(&self, record: &VolumeRecord) -> u32 {
+        let mut seen = BTreeSet::new();
+        let mut length = 0_usize;
+        let mut next = Some((record.clone(), None));
+        while let Some((record, snapshot)) = next.take() {
+            if !seen.insert(record.uuid) {
+                break;
+            }
+            let mut at = snapshot.or(record.current.parent);
+            length += 1 + record.ghosts().count();
+            for _ in 0..record.snapshots.len() {
+                let Some(parent) = at.and_then(|id| record.snapshot(id)) else { break };
+                if snapshot != at {
+                    length += 1;
+                }
+                at = parent.parent;
+            }
+            next = record.origin.as_ref().filter(|origin| origin.linked).and_then(|origin| {
+                self.find_if(origin.volume).map(|(_, source)| (source, origin.snapshot))
+            });
+        }
+        count(length)
+    }
+
+    pub(super) fn connections_of(&self, volume: Uuid) -> Vec<Connection> {
+        let links = self.links.borrow();
+        links
+            .values()
+            .filter(|link| {
+                let entry = link.entry();
+                entry.volume == volume && entry.phase == Phase::Open
+            })
+            .map(|link| self.connection_view(link))
+            .collect()
+    }
+
+    pub(super) fn connection_view(&self, link: &Link) -> Connection {
+        let entry = link.entry();
+        let name = self
+            .find_if(entry.volume)
+            .map_or_else(|| entry.volume.to_string(), |(_, record)| record.name);
+        let socket = entry.socket.as_ref().map(|path| path.display().to_string());
+        let uri = match (&socket, entry.tcp_port) {
+            (Some(path), _) => format!("nbd+unix:///{name}?socket={}", percent_encoded(path)),
+            (None, port) => format!("nbd://127.0.0.1:{}/{name}", port.unwrap_or_default()),
+        };
+        Connection {
+            volume: entry.volume,
+            snapshot: entry.snapshot,
+            protocol: Protocol::Nbd,
+            uri,
+            socket,
+            read_only: entry.read_only,
+        }
+    }
+
+    pub(crate) async fn list_snapshots(&self, volume: Option<Uuid>) -> Outcome<Vec<Snapshot>> {
+        let mut views = Vec::new();
+        if let Some(id) = volume {
+            let (store, record) = self.find(id)?;
+            self.snapshots_of(&store, &record, &mut views).await?;
+            return Ok(views);
+        }
+        for store in self.all_stores() {
+            let Ok(catalog) = store.catalog() else { continue };
+            for record in catalog.volumes() {
+                self.snapshots_of(&store, &record, &mut views).await?;
+            }
+        }
+        Ok(views)
+    }
+
+    pub(super) async fn snapshots_of(
+        &self,
+        store: &Rc<Store>,
+        record: &VolumeRecord,
+        views: &mut Vec<Snapshot>,
+    ) -> Outcome<()> {
+        if record.snapshots.is_empty() {
+            return Ok(());
+        }
+        let catalog = store.catalog()?;
+        let tree = catalog.snapshot_tree(record.uuid).await.map_err(super::catalog_problem)?;
+        for node in tree {
+            let cost = catalog.snapshot_delete_cost(record.uuid, node.snapshot.uuid).await;
+            views.push(Snapshot {
+                id: node.snapshot.uuid,
+                name: wire_name(&node.snapshot.name),
+                volume: record.uuid,
+                volume_name: wire_name(&record.name),
+                parent: node.snapshot.parent,
+                size: Size::from_bytes(node.snapshot.size),
+                used: size(node.used),
+                merge_bytes: cost.ok().map(size),
+                set: node.snapshot.set,
+                clones: count(node.clones.len()),
+                created: Timestamp::from_unix_ms(node.snapshot.created),
+            });
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn list_templates(&self) -> Vec<Template> {
+        let mut views = Vec::new();
+        for store in self.all_stores() {
+            let Ok(catalog) = store.catalog() else { continue };
+            for record in catalog.volumes().iter().filter(|record| record.template) {
+                views.push(self.template_view(&store, record).await);
+            }
+        }
+        views
+    }
+
+    pub(crate) async fn show_template(&self, id: Uuid) -> Outcome<Template> {
+        let (store, record) = self.find_template(id)?;
+        Ok(self.template_view(&store, &record).await)
+    }
+
+    pub(super) async fn template_view(&self, store: &Store, record: &VolumeRecord) -> Template {
+        let clones = store.catalog().map_or(0, |catalog| catalog.dependents(record.uuid).len());
+        Template {
+            id: record.uuid,
+            name: wire_name(&record.name),
+            datastore: store.id(),
+            datastore_name: wire_name(store.name()),
+            kind: wire_kind(record.kind),
+            size: Size::from_bytes(record.size),
+            used: self.volume_space(store, record).await.used,
+            clones: count(clones),
+            created: Timestamp::from_unix_ms(record.created),
+        }
+    }
+}
+
+/// What may not stand in the query of a URI as it is.
+fn percent_encoded(path: &str) -> String {
+    use std::fmt::Write as _;
+    let mut out = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        if byte.is_ascii_alphanumeric() || b"/._-~:".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            write!(out, "%{byte:02X}").expect("writing to a String");
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::percent_encoded;
+
+    #[test]
+    fn paths_in_uris() {
+        assert_eq!(percent_encoded("/run/a-b.sock"), "/run/a-b.sock");
+        assert_eq!(percent_encoded("/a b?&#"), "/a%20b%3F%26%23");
+    }
+}

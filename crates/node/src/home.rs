@@ -1,0 +1,308 @@
+//! A home thread: the disks that live on it, each with its NBD server. Everything of a disk happens
+//! here; the control thread only sends messages.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use datastore::{DirHandle, DirStore, FileStore as _, ObjectName};
+use disk::{Access, Disk, LogIdentity, LogState, OpenChain, OpenError, Rules};
+use export::{Export, NbdServer};
+use futures_util::future::{Either, select};
+use io::{BlockDevice, IoError, IoErrorKind, LogMemory, Result, Ring, ShmFile};
+use model::{Code, Problem};
+use uuid::Uuid;
+
+use crate::problem::{Outcome, from_datastore, from_io};
+use crate::wait::until_free;
+
+/// Space of a metadata log: thousands of fresh blocks between two flushes, and small beside the
+/// host's memory.
+pub(crate) const LOG_BYTES: usize = 4 << 20;
+
+/// How often a drain looks whether it waits for requests that wait for space.
+const HELD_POLL: Duration = Duration::from_millis(100);
+
+/// Where a connection listens.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    /// A unix socket.
+    Socket(PathBuf),
+    /// The loopback address; 0 lets the system choose a port.
+    Tcp(u16),
+}
+
+/// The metadata log of a writable disk.
+#[derive(Clone, Debug)]
+pub(crate) struct Log {
+    pub(crate) path: PathBuf,
+    pub(crate) identity: LogIdentity,
+    pub(crate) state: LogState,
+}
+
+/// All that a home needs to open a disk.
+#[derive(Clone, Debug)]
+pub(crate) struct Opening {
+    /// The connection: the exported snapshot's id, or the volume's.
+    pub(crate) id: Uuid,
+    pub(crate) datastore: DirHandle,
+    /// Leaf first, as the catalog says it.
+    pub(crate) layers: Vec<Uuid>,
+    /// None: read-only.
+    pub(crate) log: Option<Log>,
+    /// The export's name.
+    pub(crate) name: String,
+}
+
+/// How a disk is doing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Report {
+    pub(crate) id: Uuid,
+    /// Requests that wait for space.
+    pub(crate) held: u64,
+    /// A flush failed: every later one will (rule D7).
+    pub(crate) failed: bool,
+}
+
+struct Served {
+    disk: Disk,
+    server: NbdServer,
+    store: DirStore,
+    datastore: Uuid,
+    failed: Cell<bool>,
+}
+
+/// The state of a home thread.
+pub(crate) struct Home {
+    ring: Ring,
+    served: RefCell<HashMap<Uuid, Rc<Served>>>,
+}
+
+impl Home {
+    pub(crate) fn new(ring: Ring) -> Self {
+        Self { ring, served: RefCell::default() }
+    }
+
+    fn served(&self, id: Uuid) -> Result<Rc<Served>> {
+        self.served.borrow().get(&id).cloned().ok_or_else(|| {
+            IoError::new(IoErrorKind::Closed, format!("connection {id} is not open"))
+        })
+    }
+
+    /// Opens the chain; nobody can reach the disk before [`Home::listen`].
+    pub(crate) async fn open(&self, opening: Opening) -> Outcome<()> {
+        let store = opening.datastore.on(&self.ring);
+        let mut files = Vec::with_capacity(opening.layers.len());
+        // Base first, as the disk wants them. The leaf alone is written: its lock is the barrier
+        // against the last requests of a dead predecessor (rule P1).
+        for (from_leaf, layer) in opening.layers.iter().enumerate().rev() {
+            let writes = from_leaf == 0 && opening.log.is_some();
+            let access = if writes { datastore::Access::Write } else { datastore::Access::Read };
+            let name = ObjectName::Layer(*layer);
+            let file =
+                until_free(self.ring.local(), &name.to_string(), || store.open(&name, access))
+                    .await
+                    .map_err(|error| from_datastore(&error))?;
+            files.push(file);
+        }
+        let access = match &opening.log {
+            None => Access::ReadOnly,
+            Some(log) => Access::Write {
+                memory: open_log(&log.path, log.state).map_err(|error| from_io(&error))?,
+                identity: log.identity,
+                state: log.state,
+            },
+        };
+        let chain = OpenChain { files, access, rules: Rules::all() };
+        let disk = Disk::open(self.ring.local().clone(), chain)
+            .await
+            .map_err(|error| from_open(&opening.name, &error))?;
+        let device: Rc<dyn BlockDevice> = Rc::new(disk.clone());
+        let export = Export {
+            name: opening.name.clone(),
+            description: format!("Shale volume {}", opening.name),
+            device,
+            read_only: opening.log.is_none(),
+        };
+        let served = Served {
+            disk,
+            server: NbdServer::new(&self.ring, export),
+            store,
+            datastore: opening.datastore.identity().uuid,
+            failed: Cell::new(false),
+        };
+        self.served.borrow_mut().insert(opening.id, Rc::new(served));
+        Ok(())
+    }
+
+    /// Lets clients in; returns the port where it is TCP.
+    pub(crate) fn listen(&self, id: Uuid, place: &Place) -> Outcome<Option<u16>> {
+        let served = self.served(id).map_err(|error| from_io(&error))?;
+        let listening = match place {
+            Place::Socket(path) => served.server.listen_unix(path).map(|()| None),
+            Place::Tcp(port) => served
+                .server
+                .listen_tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, *port)))
+                .map(|address| Some(address.port())),
+        };
+        listening.map_err(|error| {
+            Problem::new(Code::IoError, format!("{error}."))
+                .hint("see that nothing else listens there, then try again")
+        })
+    }
+
+    /// Answers what is under way, then closes the disk with a full flush.
+    pub(crate) async fn close(&self, id: Uuid) -> Result<()> {
+        let served = self.served(id)?;
+        let early = self.drain(id, &served, Disk::close).await;
+        let closed = match early {
+            Some(outcome) => outcome,
+            None => served.disk.close().await,
+        };
+        self.served.borrow_mut().remove(&id);
+        closed
+    }
+
+    /// Answers what is under way and closes the sockets. Requests that wait for space cannot be
+    /// waited for (rule N1): then `end` ends the disk under them, and its outcome is returned.
+    async fn drain(
+        &self,
+        id: Uuid,
+        served: &Served,
+        end: impl AsyncFn(&Disk) -> Result<()>,
+    ) -> Option<Result<()>> {
+        let mut closing = pin!(served.server.close());
+        loop {
+            let pause = pin!(self.ring.local().sleep(HELD_POLL));
+            if let Either::Left(_) = select(closing.as_mut(), pause).await {
+                return None;
+            }
+            if served.disk.stats().held > 0 {
+                tracing::warn!(%id, "closing while requests wait for space: they fail");
+                let outcome = end(&served.disk).await;
+                served.disk.abandon();
+                closing.await;
+                return Some(outcome);
+            }
+        }
+    }
+
+    /// Ends a disk as it is: it must not be written any more.
+    pub(crate) async fn abandon(&self, id: Uuid) {
+        let Ok(served) = self.served(id) else { return };
+        served.disk.abandon();
+        served.server.close().await;
+        self.served.borrow_mut().remove(&id);
+    }
+
+    pub(crate) async fn prepare(&self, id: Uuid) -> Result<()> {
+        let served = self.served(id)?;
+        served.note(served.disk.prepare().await)
+    }
+
+    pub(crate) async fn gate(&self, id: Uuid) -> Result<()> {
+        let served = self.served(id)?;
+        served.note(served.disk.gate().await)
+    }
+
+    /// Goes on in a new leaf, which is committed and durable.
+    pub(crate) async fn switch(&self, id: Uuid, leaf: Uuid) -> Outcome<()> {
+        let served = self.served(id).map_err(|error| from_io(&error))?;
+        let file = served
+            .store
+            .open(&ObjectName::Layer(leaf), datastore::Access::Write)
+            .await
+            .map_err(|error| from_datastore(&error))?;
+        let leaf =
+            served.disk.open_leaf(file).await.map_err(|error| from_open("the new leaf", &error))?;
+        served.disk.switch(leaf);
+        Ok(())
+    }
+
+    pub(crate) fn ungate(&self, id: Uuid) {
+        if let Ok(served) = self.served(id) {
+            served.disk.ungate();
+        }
+    }
+
+    /// Space of a datastore may be there again.
+    pub(crate) fn space_freed(&self, datastore: Uuid) {
+        let served = self.served.borrow();
+        served.values().filter(|s| s.datastore == datastore).for_each(|s| s.disk.space_freed());
+    }
+
+    /// How every disk is doing.
+    pub(crate) fn reports(&self) -> Vec<Report> {
+        let served = self.served.borrow();
+        served
+            .iter()
+            .map(|(id, served)| Report {
+                id: *id,
+                held: served.disk.stats().held,
+                failed: served.failed.get(),
+            })
+            .collect()
+    }
+
+    /// Drains every disk and makes all durable, so that its log is empty; then nothing enters any
+    /// more. Sockets are closed: clients that reconnect find the next process.
+    pub(crate) async fn suspend(&self) {
+        let all: Vec<_> = self.served.borrow_mut().drain().collect();
+        futures_util::future::join_all(all.into_iter().map(|(id, served)| async move {
+            let early = self.drain(id, &served, Disk::gate).await;
+            let flushed = match early {
+                Some(outcome) => outcome,
+                None => served.disk.gate().await,
+            };
+            if let Err(error) = flushed {
+                tracing::warn!(%id, %error, "not flushed; the log is replayed at the next start");
+            }
+            served.disk.abandon();
+            served.server.close().await;
+        }))
+        .await;
+    }
+}
+
+impl Served {
+    fn note(&self, outcome: Result<()>) -> Result<()> {
+        if outcome.as_ref().is_err_and(|error| error.kind == IoErrorKind::Poisoned) {
+            self.failed.set(true);
+        }
+        outcome
+    }
+}
+
+fn open_log(path: &Path, state: LogState) -> Result<Rc<dyn LogMemory>> {
+    let memory = match state {
+        LogState::Replay => ShmFile::open(path, LOG_BYTES)?,
+        LogState::Clean | LogState::Lost => {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    let what = format!("removing the old metadata log {}", path.display());
+                    return Err(IoError::system(what, error));
+                }
+                _ => {}
+            }
+            ShmFile::create(path, LOG_BYTES)?
+        }
+    };
+    Ok(Rc::new(memory))
+}
+
+fn from_open(name: &str, error: &OpenError) -> Problem {
+    let code = match error {
+        OpenError::Io(error) => return from_io(error),
+        OpenError::Log(_) => Code::Refused,
+        OpenError::Empty
+        | OpenError::Format { .. }
+        | OpenError::Parent { .. }
+        | OpenError::Table { .. } => Code::Corrupt,
+    };
+    Problem::new(code, format!("{name} cannot be opened: {error}."))
+        .hint("check the datastore: shale datastore check")
+}
