@@ -1,95 +1,565 @@
-//! The catalog of one datastore. SIGNATURES ONLY for now: bodies land within the hour.
-#![allow(unused_variables, clippy::unimplemented, clippy::unused_async, clippy::large_futures, reason = "signatures first, for the node")]
+//! The catalog of one datastore: its index in memory, opening with recovery, and looking things up.
 
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use datastore::FileStore;
+use datastore::{Access, FileStore, Kind, ObjectName, Version};
 use io::ByteCount;
 use uuid::Uuid;
 
-use crate::api::*;
-use crate::env::{Env, Progress, Running};
-use crate::error::Result;
-use crate::record::VolumeRecord;
+use crate::api::{PendingMerge, Recovered, SnapshotNode, Source, StoreUsage, VolumeUsage, named};
+use crate::cell::{Cell, VolumeCell};
+use crate::connect::Connection;
+use crate::env::{Env, Running};
+use crate::error::{CatalogError, Code, Named, Result};
+use crate::intent::Intent;
+use crate::layer;
+use crate::locks::{Held, Locks, Names, Pace};
+use crate::record::{Record, VolumeKind, VolumeRecord, is_name};
+use crate::tree::{Broken, Node, Tree};
+use crate::txn;
 
-/// The catalog of one datastore.
+/// The index in memory: nothing in it that a scan of the datastore would not give again.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) volumes: BTreeMap<Uuid, VolumeRecord>,
+    pub(crate) versions: BTreeMap<Uuid, Version>,
+    pub(crate) tree: Tree,
+    pub(crate) sessions: BTreeMap<Uuid, VolumeCell>,
+    /// Intents that are not removed yet: of running operations, and of those that wait for a retry.
+    pub(crate) open: BTreeMap<Uuid, Intent>,
+    pub(crate) connections: BTreeMap<Uuid, Connection>,
+    /// Records and intents that cannot be read: object and problem.
+    pub(crate) unreadable: Vec<(ObjectName, String)>,
+    /// Layers whose headers cannot be read.
+    pub(crate) damaged: BTreeMap<Uuid, String>,
+}
+
+struct Inner {
+    store: Rc<dyn FileStore>,
+    env: Rc<dyn Env>,
+    running: Rc<dyn Running>,
+    locks: Locks,
+    state: RefCell<State>,
+}
+
+/// The catalog of one datastore; clones are handles of the same.
 #[derive(Clone)]
-pub struct Catalog(Rc<()>);
+pub struct Catalog(Rc<Inner>);
 
 impl std::fmt::Debug for Catalog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Catalog")
+        f.debug_struct("Catalog").field("state", &self.0.state).finish_non_exhaustive()
     }
 }
 
 impl Catalog {
-    /// Opens the catalog and settles every intent; says what it did.
-    pub async fn open(store: Rc<dyn FileStore>, env: Rc<dyn Env>, running: Rc<dyn Running>) -> Result<(Self, Vec<Recovered>)> { unimplemented!() }
+    /// Opens the catalog: finishes or undoes every operation that a crash left open, and says which
+    /// (invariant 7). While a record cannot be read, nothing is swept and such operations wait.
+    ///
+    /// # Errors
+    /// If the datastore fails. What is damaged is reported by [`Catalog::check`], not here.
+    pub async fn open(
+        store: Rc<dyn FileStore>,
+        env: Rc<dyn Env>,
+        running: Rc<dyn Running>,
+    ) -> Result<(Self, Vec<Recovered>)> {
+        let mut state = State::default();
+        let intents = load_intents(&*store, &mut state).await?;
+        load_records(&*store, &mut state).await?;
+        let mut recovered = Vec::new();
+        for intent in intents {
+            let settled = if state.unreadable.is_empty() {
+                txn::recover(&*store, &intent).await
+            } else {
+                Err(may_not_sweep(&state.unreadable))
+            };
+            let (finished, sentence) = match &settled {
+                Ok(true) => {
+                    (true, format!("{}: interrupted after its commit, finished", intent.title))
+                }
+                Ok(false) => {
+                    (false, format!("{}: interrupted before its commit, undone", intent.title))
+                }
+                Err(error) => (false, format!("{}: interrupted; it waits: {error}", intent.title)),
+            };
+            recovered.push(Recovered { operation: intent.uuid, finished, sentence });
+            if settled.is_err() {
+                state.open.insert(intent.uuid, intent);
+            }
+        }
+        if !recovered.is_empty() {
+            state = State { open: state.open, unreadable: Vec::new(), ..State::default() };
+            let _again = load_intents(&*store, &mut state).await?;
+            load_records(&*store, &mut state).await?;
+        }
+        load_sessions(&*store, &mut state).await?;
+        load_layers(&*store, &mut state).await?;
+        let state = RefCell::new(state);
+        let inner = Inner { store, env, running, locks: Locks::default(), state };
+        Ok((Self(Rc::new(inner)), recovered))
+    }
 
-    // -- reading --
     /// All volumes and templates, by name.
-    pub fn volumes(&self) -> Vec<VolumeRecord> { unimplemented!() }
+    #[must_use]
+    pub fn volumes(&self) -> Vec<VolumeRecord> {
+        let mut all: Vec<_> = self.with(|state| state.volumes.values().cloned().collect());
+        all.sort_by(|a: &VolumeRecord, b| a.name.cmp(&b.name));
+        all
+    }
+
     /// One volume or template.
-    pub fn volume(&self, id: Uuid) -> Result<VolumeRecord> { unimplemented!() }
-    /// By name or UUID.
-    pub fn find(&self, name_or_uuid: &str) -> Result<VolumeRecord> { unimplemented!() }
-    /// What runs on the volume, if anything.
-    pub fn running_on(&self, volume: Uuid) -> Option<String> { unimplemented!() }
-    /// Whether the volume was not closed cleanly and is not connected: connect it once (replay), disconnect.
-    pub fn needs_recovery(&self, volume: Uuid) -> bool { unimplemented!() }
-    /// Linked clones of a volume or template.
-    pub fn dependents(&self, volume: Uuid) -> Vec<crate::Named> { unimplemented!() }
+    ///
+    /// # Errors
+    /// `not-found`.
+    pub fn volume(&self, id: Uuid) -> Result<VolumeRecord> {
+        self.with(|state| state.volumes.get(&id).cloned()).ok_or_else(|| not_found(&id.to_string()))
+    }
+
+    /// A volume or template by name or UUID.
+    ///
+    /// # Errors
+    /// `not-found`.
+    pub fn find(&self, name_or_uuid: &str) -> Result<VolumeRecord> {
+        let id = Uuid::try_parse(name_or_uuid).ok();
+        self.with(|state| {
+            let by_name = state.volumes.values().find(|volume| volume.name == name_or_uuid);
+            by_name.or_else(|| state.volumes.get(&id?)).cloned()
+        })
+        .ok_or_else(|| not_found(name_or_uuid))
+    }
+
+    /// What is running on the volume, in words.
+    #[must_use]
+    pub fn running_on(&self, volume: Uuid) -> Option<String> {
+        self.0.locks.running(volume)
+    }
+
+    /// Whether the last session did not end in a clean close and none is open now: connect the volume
+    /// once, which replays its log, and disconnect it.
+    #[must_use]
+    pub fn needs_recovery(&self, volume: Uuid) -> bool {
+        let open = self.with(|state| state.sessions.get(&volume).is_some_and(|s| s.log.is_some()));
+        open && !self.is_connected(volume)
+    }
+
+    /// Linked clones of a volume or template, by name.
+    #[must_use]
+    pub fn dependents(&self, volume: Uuid) -> Vec<Named> {
+        self.with(|state| {
+            let own = |layer: Uuid| state.tree.get(layer).is_some_and(|n| n.owner == Some(volume));
+            let mut owners = BTreeSet::new();
+            for (_, node) in state.tree.layers() {
+                if node.owner != Some(volume) && node.parent.is_some_and(own) {
+                    owners.extend(node.owner);
+                }
+            }
+            let mut all: Vec<Named> =
+                owners.iter().filter_map(|id| state.volumes.get(id)).map(named).collect();
+            all.sort_by(|a, b| a.name.cmp(&b.name));
+            all
+        })
+    }
+
     /// The tree of snapshots, parents before children.
-    pub async fn snapshot_tree(&self, volume: Uuid) -> Result<Vec<SnapshotNode>> { unimplemented!() }
+    ///
+    /// # Errors
+    /// `not-found`, or if the datastore fails.
+    pub async fn snapshot_tree(&self, volume: Uuid) -> Result<Vec<SnapshotNode>> {
+        let record = self.volume(volume)?;
+        let used = self.used_by_layer().await?;
+        let mut nodes = Vec::new();
+        let mut next: Vec<(Option<Uuid>, usize)> = vec![(None, 0)];
+        while let Some((parent, depth)) = next.pop() {
+            let here = record.snapshots.iter().filter(|s| s.parent == parent && parent.is_none());
+            let roots: Vec<Uuid> = here.map(|s| s.uuid).collect();
+            if let Some(snapshot) = parent.and_then(|id| record.snapshot(id)) {
+                let children: Vec<Uuid> = record
+                    .snapshots
+                    .iter()
+                    .filter(|s| s.parent == Some(snapshot.uuid))
+                    .map(|s| s.uuid)
+                    .collect();
+                next.extend(children.iter().rev().map(|id| (Some(*id), depth + 1)));
+                nodes.push(SnapshotNode {
+                    snapshot: snapshot.clone(),
+                    depth,
+                    children,
+                    is_current_parent: record.current.parent == Some(snapshot.uuid),
+                    clones: self.clones_on(volume, snapshot.layer),
+                    used: used.get(&snapshot.layer).copied().unwrap_or_default(),
+                });
+            }
+            next.extend(roots.iter().rev().map(|id| (Some(*id), 0)));
+        }
+        Ok(nodes)
+    }
+
+    fn clones_on(&self, volume: Uuid, layer: Uuid) -> Vec<Named> {
+        self.with(|state| {
+            let owners =
+                state.tree.children(layer).filter_map(|child| state.tree.get(child)?.owner);
+            let foreign: BTreeSet<Uuid> = owners.filter(|owner| *owner != volume).collect();
+            foreign.iter().filter_map(|id| state.volumes.get(id)).map(named).collect()
+        })
+    }
+
     /// Space of one volume.
-    pub async fn usage(&self, volume: Uuid) -> Result<VolumeUsage> { unimplemented!() }
+    ///
+    /// # Errors
+    /// `not-found`, or if the datastore fails.
+    pub async fn usage(&self, volume: Uuid) -> Result<VolumeUsage> {
+        let record = self.volume(volume)?;
+        let used = self.used_by_layer().await?;
+        Ok(usage_of(&record, &used))
+    }
+
     /// Space of the datastore.
-    pub async fn store_usage(&self) -> Result<StoreUsage> { unimplemented!() }
-    /// Merges that are possible now or were interrupted: run `settle` on their volumes.
-    pub fn pending_merges(&self) -> Vec<PendingMerge> { unimplemented!() }
+    ///
+    /// # Errors
+    /// If the datastore fails.
+    pub async fn store_usage(&self) -> Result<StoreUsage> {
+        let by_layer = self.used_by_layer().await?;
+        let space = self.store().space().await?;
+        let mut sum = StoreUsage { total: space.total, free: space.free, ..StoreUsage::default() };
+        for record in self.volumes() {
+            let one = usage_of(&record, &by_layer);
+            sum.provisioned.0 = sum.provisioned.0.saturating_add(one.provisioned.0);
+            sum.reserved.0 = sum.reserved.0.saturating_add(one.reserved.0);
+            sum.used.0 = sum.used.0.saturating_add(one.used.0);
+        }
+        let taken = space.used_by_store.0.saturating_add(space.overhead.0);
+        sum.other = ByteCount(taken.saturating_sub(sum.used.0));
+        Ok(sum)
+    }
 
-    // -- volumes --
-    pub async fn create_volume(&self, new: NewVolume, progress: &dyn Progress) -> Result<VolumeRecord> { unimplemented!() }
-    pub async fn rename(&self, volume: Uuid, name: &str) -> Result<VolumeRecord> { unimplemented!() }
-    /// Grows; disconnected.
-    pub async fn resize(&self, volume: Uuid, size: ByteCount) -> Result<VolumeRecord> { unimplemented!() }
-    /// Deletes a volume or template; `has-dependents` while linked clones exist.
-    pub async fn delete_volume(&self, volume: Uuid) -> Result<()> { unimplemented!() }
-    /// Linked clones of a snapshot or template, all in one operation.
-    pub async fn clone_linked(&self, source: Source, names: Vec<String>) -> Result<Vec<VolumeRecord>> { unimplemented!() }
-    /// A full, flat copy.
-    pub async fn copy_full(&self, source: Source, target: CopyTarget, progress: &dyn Progress) -> Result<VolumeRecord> { unimplemented!() }
+    pub(crate) async fn used_by_layer(&self) -> Result<BTreeMap<Uuid, ByteCount>> {
+        let layers = self.store().list(Kind::Layer).await?;
+        Ok(layers.iter().filter_map(|info| Some((info.name.id()?, info.used))).collect())
+    }
 
-    // -- snapshots --
-    /// Snapshots of one or several volumes at one moment; connected (gated through `Running`) or not.
-    pub async fn snapshot_create(&self, volumes: &[Uuid], name: &str) -> Result<SnapshotSet> { unimplemented!() }
-    /// Deletes a snapshot. Disconnected: merges at once. Connected: leaves the record, the merge waits for `settle`.
-    pub async fn snapshot_delete(&self, volume: Uuid, snapshot: Uuid, progress: &dyn Progress) -> Result<Settled> { unimplemented!() }
-    /// Bytes that the deletion of a snapshot would move.
-    pub async fn snapshot_delete_cost(&self, volume: Uuid, snapshot: Uuid) -> Result<ByteCount> { unimplemented!() }
-    /// Goes on with merges that wait; call it after a disconnect and after open.
-    pub async fn settle(&self, volume: Uuid, progress: &dyn Progress) -> Result<Settled> { unimplemented!() }
-    /// Back to a snapshot; disconnected.
-    pub async fn snapshot_revert(&self, volume: Uuid, snapshot: Uuid) -> Result<VolumeRecord> { unimplemented!() }
-    /// Where two points in time differ; None = from the beginning (all zero) / to what the volume is now.
-    pub async fn snapshot_diff(&self, volume: Uuid, from: Option<Uuid>, to: Option<Uuid>) -> Result<Vec<DiffExtent>> { unimplemented!() }
+    /// Merges that are possible now, or were paused or interrupted: run [`Catalog::settle`] on their
+    /// volumes.
+    #[must_use]
+    pub fn pending_merges(&self) -> Vec<PendingMerge> {
+        let volumes: Vec<Uuid> = self.with(|state| state.volumes.keys().copied().collect());
+        volumes.into_iter().filter_map(|volume| self.next_merge(volume)).collect()
+    }
 
-    // -- templates (list = volumes() with .template) --
-    /// Snapshot None: the volume itself becomes the template and takes the name. Some: a full copy of the snapshot.
-    pub async fn template_create(&self, source: Source, name: &str, progress: &dyn Progress) -> Result<VolumeRecord> { unimplemented!() }
-    pub async fn template_deploy(&self, template: Uuid, names: Vec<String>, how: Deploy, progress: &dyn Progress) -> Result<Vec<VolumeRecord>> { unimplemented!() }
+    // -- for the operations ---------------------------------------------------------------------
 
-    // -- connections --
-    /// Says how to open a volume, and registers the connection durably before it does.
-    pub async fn connect(&self, request: ConnectRequest) -> Result<ConnectPlan> { unimplemented!() }
-    /// Ends a connection. `clean`: the disk was closed with a full flush. Otherwise the next connect replays.
-    pub async fn disconnect(&self, connection: Uuid, clean: bool) -> Result<()> { unimplemented!() }
+    pub(crate) fn store(&self) -> &dyn FileStore {
+        &*self.0.store
+    }
 
-    // -- looking after --
-    /// Looks at every object; changes nothing.
-    pub async fn check(&self) -> Result<CheckReport> { unimplemented!() }
-    /// Every rule of the catalog, for tests: what is broken, in sentences.
-    pub async fn audit(&self) -> Result<Vec<String>> { unimplemented!() }
-    /// Makes a volume of an orphaned chain.
-    pub async fn adopt(&self, leaf_layer: Uuid, name: &str) -> Result<VolumeRecord> { unimplemented!() }
+    pub(crate) fn env(&self) -> &dyn Env {
+        &*self.0.env
+    }
+
+    pub(crate) fn running(&self) -> &dyn Running {
+        &*self.0.running
+    }
+
+    pub(crate) fn locks(&self) -> &Locks {
+        &self.0.locks
+    }
+
+    /// Looks at the index. Never across an await: closures cannot.
+    pub(crate) fn with<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.0.state.borrow())
+    }
+
+    pub(crate) fn with_mut<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.0.state.borrow_mut())
+    }
+
+    /// Whether a disk of the volume is open for writing.
+    pub(crate) fn is_connected(&self, volume: Uuid) -> bool {
+        self.with(|state| state.connections.values().any(|c| c.writes && c.volume == volume))
+            || self.running().is_connected(volume)
+    }
+
+    /// Refuses where nothing may be swept (R4).
+    pub(crate) fn may_sweep(&self) -> Result<()> {
+        self.with(|state| match state.unreadable.as_slice() {
+            [] => Ok(()),
+            unreadable => Err(may_not_sweep(unreadable)),
+        })
+    }
+
+    /// Holds volumes for an operation, and settles what was left open on them.
+    pub(crate) async fn hold(&self, volumes: &[Uuid], what: &str, pace: Pace) -> Result<Held> {
+        let mut wanted = volumes.to_vec();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let held = self.0.locks.hold(&wanted, what, pace).await?;
+        self.settle_left_open(&wanted).await?;
+        Ok(held)
+    }
+
+    /// Holds a volume and the owners of every layer below its own: for operations that change how many
+    /// paths lead through those.
+    pub(crate) async fn hold_with_origins(&self, volume: Uuid, what: &str) -> Result<Held> {
+        loop {
+            let wanted = self.owners_below(volume)?;
+            let held = self.hold(&wanted, what, Pace::Short).await?;
+            if self.owners_below(volume)?.iter().all(|owner| wanted.contains(owner)) {
+                return Ok(held);
+            }
+        }
+    }
+
+    fn owners_below(&self, volume: Uuid) -> Result<Vec<Uuid>> {
+        let record = self.volume(volume)?;
+        Ok(self.with(|state| {
+            let layers = record.layers.iter().flat_map(|layer| state.tree.path_so_far(*layer));
+            let owners = layers.filter_map(|layer| state.tree.get(layer)?.owner);
+            let all: BTreeSet<Uuid> = owners.chain([volume]).collect();
+            all.into_iter().collect()
+        }))
+    }
+
+    /// Checks new names and keeps them from others until their volumes are there.
+    pub(crate) fn take_names(&self, names: &[String]) -> Result<Names> {
+        let taken = |name: &str| {
+            CatalogError::new(
+                Code::NameTaken,
+                format!("there is a volume or template {name} already"),
+            )
+            .hint("choose another name")
+        };
+        for (at, name) in names.iter().enumerate() {
+            check_name(name)?;
+            let known = self.with(|state| state.volumes.values().any(|v| v.name == *name));
+            if known || names.iter().take(at).any(|other| other == name) {
+                return Err(taken(name));
+            }
+        }
+        let first = names.first().map_or("", String::as_str);
+        self.0.locks.name(names).ok_or_else(|| taken(first))
+    }
+
+    /// The chain of a layer, leaf first.
+    pub(crate) fn chain(&self, leaf: Uuid) -> Result<Vec<(Uuid, Node)>> {
+        self.with(|state| {
+            let path = state.tree.path(leaf).map_err(|broken| match broken {
+                Broken::Missing(layer) => CatalogError::corrupt(
+                    ObjectName::Layer(leaf),
+                    match state.damaged.get(&layer) {
+                        Some(problem) => format!("layer {layer} of its chain: {problem}"),
+                        None => format!("layer {layer} of its chain is missing"),
+                    },
+                ),
+                Broken::Cyclic(layer) => CatalogError::corrupt(
+                    ObjectName::Layer(leaf),
+                    format!("its parents come back to {layer}"),
+                ),
+            })?;
+            Ok(path.into_iter().filter_map(|layer| Some((layer, state.tree.get(layer)?))).collect())
+        })
+    }
+
+    /// The layer and size that a source stands for.
+    pub(crate) fn source_tip(&self, source: Source) -> Result<(VolumeRecord, Uuid, u64)> {
+        let record = self.volume(source.volume)?;
+        let (layer, size) = match source.snapshot {
+            None => (record.current.layer, record.size),
+            Some(id) => {
+                let snapshot = find_snapshot(&record, id)?;
+                (snapshot.layer, snapshot.size)
+            }
+        };
+        Ok((record, layer, size))
+    }
+
+    /// Refuses what needs the volume at rest: disconnected, closed cleanly, its leaf unread.
+    pub(crate) fn at_rest(&self, record: &VolumeRecord, doing: &str) -> Result<()> {
+        self.disconnected(record, doing)?;
+        if self.needs_recovery(record.uuid) {
+            let message = format!(
+                "cannot {doing} {}: its last session did not end in a clean close",
+                record.name
+            );
+            return Err(CatalogError::new(Code::NotClean, message).hint(
+                "connect it once, which replays its log, and disconnect it; then try again",
+            ));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn disconnected(&self, record: &VolumeRecord, doing: &str) -> Result<()> {
+        if self.is_connected(record.uuid) {
+            let message = format!("cannot {doing} {} while it is connected", record.name);
+            return Err(CatalogError::new(Code::VolumeConnected, message)
+                .hint("disconnect it first; its guest must be off"));
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn find_snapshot(record: &VolumeRecord, id: Uuid) -> Result<&crate::record::Snapshot> {
+    record.snapshot(id).ok_or_else(|| {
+        CatalogError::new(Code::NotFound, format!("{} has no snapshot {id}", record.name))
+    })
+}
+
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    if is_name(name) {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(80).collect();
+    Err(CatalogError::new(Code::BadName, format!("{shown:?} is not a name"))
+        .hint("a name is 1 to 63 of A-Z a-z 0-9 . _ -, starting with a letter or digit"))
+}
+
+pub(crate) fn refuse_template(record: &VolumeRecord, doing: &str) -> Result<()> {
+    if !record.template {
+        return Ok(());
+    }
+    Err(CatalogError::new(
+        Code::IsTemplate,
+        format!("cannot {doing} {}: it is a template", record.name),
+    )
+    .hint("deploy it, and change what was deployed"))
+}
+
+fn not_found(what: &str) -> CatalogError {
+    CatalogError::new(Code::NotFound, format!("there is no volume or template {what}"))
+}
+
+fn may_not_sweep(unreadable: &[(ObjectName, String)]) -> CatalogError {
+    let (object, problem) = unreadable.first().expect("called with at least one");
+    let message = format!(
+        "nothing may be deleted while {object} cannot be read, because it may name what would go: {problem}"
+    );
+    CatalogError::new(Code::RecordUnreadable, message)
+        .hint("restore the object from a backup, or look at it by hand; check lists all of them")
+}
+
+fn usage_of(record: &VolumeRecord, used: &BTreeMap<Uuid, ByteCount>) -> VolumeUsage {
+    let own = record.layers.iter().filter_map(|layer| used.get(layer));
+    let used: u64 = own.map(|used| used.0).sum();
+    let reserved = match record.kind {
+        VolumeKind::Thin => 0,
+        VolumeKind::Fixed | VolumeKind::Lazy => record.size.saturating_sub(used),
+    };
+    VolumeUsage {
+        provisioned: ByteCount(record.size),
+        reserved: ByteCount(reserved),
+        used: ByteCount(used),
+        reclaimable: None,
+    }
+}
+
+async fn load_intents(store: &dyn FileStore, state: &mut State) -> Result<Vec<Intent>> {
+    let mut intents = Vec::new();
+    for info in store.list(Kind::Intent).await? {
+        let Some(id) = info.name.id() else { continue };
+        let Some(bytes) = get_or_note(store, info.name, state).await? else { continue };
+        match Intent::decode(id, &bytes) {
+            Ok(intent) => intents.push(intent),
+            Err(error) => state.unreadable.push((info.name, error.message)),
+        }
+    }
+    Ok(intents)
+}
+
+/// An object's bytes; one that is too long to be one of ours is noted as unreadable.
+async fn get_or_note(
+    store: &dyn FileStore,
+    name: ObjectName,
+    state: &mut State,
+) -> Result<Option<Vec<u8>>> {
+    match store.get(&name).await {
+        Ok(None) => Ok(None),
+        Ok(Some((version, bytes))) => {
+            if let ObjectName::Record(id) = name {
+                state.versions.insert(id, version);
+            }
+            Ok(Some(bytes))
+        }
+        Err(error @ datastore::DatastoreError::TooLarge { .. }) => {
+            state.unreadable.push((name, error.to_string()));
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn load_records(store: &dyn FileStore, state: &mut State) -> Result<()> {
+    let mut sets = Vec::new();
+    for info in store.list(Kind::Record).await? {
+        let Some(id) = info.name.id() else { continue };
+        let Some(bytes) = get_or_note(store, info.name, state).await? else { continue };
+        match Record::decode(id, &bytes) {
+            Ok(Record::Volume(volume)) => drop(state.volumes.insert(id, volume)),
+            Ok(Record::Set(set)) => sets.push(set),
+            Err(error) => state.unreadable.push((info.name, error.message)),
+        }
+    }
+    // A set that is still there is newer than its members.
+    for member in sets.into_iter().flat_map(|set| set.volumes) {
+        let known = state.volumes.get(&member.uuid);
+        if known.is_none_or(|known| known.revision < member.revision) {
+            state.volumes.insert(member.uuid, member);
+        }
+    }
+    // Two records may not own one layer: whoever came second must not touch it.
+    let mut owners: BTreeMap<Uuid, Uuid> = BTreeMap::new();
+    for volume in state.volumes.values() {
+        for layer in &volume.layers {
+            if let Some(other) = owners.insert(*layer, volume.uuid) {
+                let problem = format!("it owns layer {layer}, and so does record/{other}.json");
+                state.unreadable.push((ObjectName::Record(volume.uuid), problem));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn load_sessions(store: &dyn FileStore, state: &mut State) -> Result<()> {
+    let volumes: Vec<Uuid> = state.volumes.keys().copied().collect();
+    for volume in volumes {
+        let name = ObjectName::Cell(volume);
+        let Some(bytes) = get_or_note(store, name, state).await? else { continue };
+        match Cell::decode(volume, &bytes) {
+            Ok(Cell::Volume(cell)) => drop(state.sessions.insert(volume, cell)),
+            Ok(Cell::Layer(_)) => state.unreadable.push((name, "it is the cell of a layer".into())),
+            Err(error) => state.unreadable.push((name, error.message)),
+        }
+    }
+    Ok(())
+}
+
+async fn load_layers(store: &dyn FileStore, state: &mut State) -> Result<()> {
+    let mut owners: BTreeMap<Uuid, Uuid> = BTreeMap::new();
+    let mut fixed: BTreeSet<Uuid> = BTreeSet::new();
+    for volume in state.volumes.values() {
+        owners.extend(volume.layers.iter().map(|layer| (*layer, volume.uuid)));
+        fixed.extend(volume.fixed_layer);
+    }
+    for info in store.list(Kind::Layer).await? {
+        let Some(id) = info.name.id() else { continue };
+        let is_fixed = fixed.contains(&id);
+        match read_node(store, id, is_fixed).await {
+            Ok(mut node) => {
+                node.owner = owners.get(&id).copied();
+                state.tree.insert(id, node);
+            }
+            Err(error) if error.code == Code::Corrupt => {
+                state.damaged.insert(id, error.message);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// What a layer's own headers say.
+pub(crate) async fn read_node(store: &dyn FileStore, id: Uuid, fixed: bool) -> Result<Node> {
+    let file = store.open(&ObjectName::Layer(id), Access::Read).await?;
+    let image = layer::open_image(&*file, id, fixed).await?;
+    let parent = image.parent.as_ref().map(|parent| parent.uuid);
+    Ok(Node { parent, size: image.size.bytes(), fixed, owner: None })
 }

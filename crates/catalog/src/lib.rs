@@ -17,9 +17,23 @@
 
 mod api;
 mod catalog;
+mod cell;
+mod check;
+mod connect;
+mod copy;
 mod env;
 mod error;
+mod intent;
+mod layer;
+mod locks;
+mod merge;
 mod record;
+mod resize;
+mod snapshots;
+mod templates;
+mod tree;
+mod txn;
+mod volumes;
 
 pub use api::{
     CheckReport, ConnectPlan, ConnectRequest, CopyTarget, Deploy, DiffExtent, Finding, LayerRef,
@@ -27,8 +41,10 @@ pub use api::{
     SnapshotSet, Source, StoreUsage, VolumeUsage,
 };
 pub use catalog::Catalog;
+pub use cell::{Cell, LayerCell, LayerState, VolumeCell};
 pub use env::{Env, NothingRuns, Progress, Running, Unwatched};
 pub use error::{CatalogError, Code, Named, Result};
+pub use intent::{CellStep, CellValue, Commit, CutBack, Intent, NewLayer, Piece, Rewrite, Scratch};
 pub use record::{
     Current, FORMAT, MAX_SIZE, MAX_SNAPSHOTS, Origin, Record, SetRecord, Snapshot, VolumeKind,
     VolumeRecord, is_name, is_size,

@@ -25,7 +25,7 @@ pub const MAX_SNAPSHOTS: usize = 32;
 pub const MAX_SIZE: u64 = 2040 << 30;
 
 /// Sizes are multiples of this many bytes.
-pub const SIZE_UNIT: u64 = 512;
+pub(crate) const SIZE_UNIT: u64 = 512;
 
 /// How a volume takes space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -115,6 +115,10 @@ pub struct VolumeRecord {
     /// Every layer it owns: the current one, those of snapshots, and *ghosts*, layers of deleted
     /// snapshots that wait for their merge. Layers below a linked clone's belong to its origin.
     pub layers: Vec<Uuid>,
+    /// The one of them that is a fixed VHD. It is said here, because in a fixed VHD every byte but the
+    /// footer is the guest's, who could make it look like another kind of file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fixed_layer: Option<Uuid>,
 }
 
 /// Several volumes changed by one commit.
@@ -262,6 +266,9 @@ impl VolumeRecord {
         }
         if !is_size(self.size) || self.snapshots.iter().any(|s| !is_size(s.size)) {
             return Some("a size is out of bounds".into());
+        }
+        if self.fixed_layer.is_some_and(|fixed| layers.binary_search(&fixed).is_err()) {
+            return Some("its fixed layer is not one of its layers".into());
         }
         if !is_name(&self.name) {
             return Some("its name is not a name".into());

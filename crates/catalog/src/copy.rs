@@ -1,0 +1,375 @@
+//! Copies: linked clones, which share layers, and full copies, which are flat.
+
+use std::rc::Rc;
+
+use datastore::{Access, FileStore, ObjectName};
+use image::{
+    BLOCK_BYTES, BLOCK_SECTORS, Bitmap, ChainReader, Content, LayerReader, Mapped, PAGE, SECTOR,
+    Sector, SectorCount, bat, create,
+};
+use io::{BlockFile, ByteCount, ByteRange, IoBuf};
+use uuid::Uuid;
+
+use crate::api::{CopyTarget, DiffExtent, Source};
+use crate::catalog::{Catalog, find_snapshot};
+use crate::env::Progress;
+use crate::error::{CatalogError, Code, Result};
+use crate::intent::NewLayer;
+use crate::layer::{self, Layer, block_count};
+use crate::locks::Pace;
+use crate::record::{Origin, VolumeKind, VolumeRecord};
+use crate::tree::Node;
+use crate::txn::Plan;
+use crate::volumes::{base_layer, cancelled, one};
+
+/// Most volumes that one operation makes.
+const MAX_CLONES: usize = 1000;
+/// Longest chain: the owner map tells up to this many layers of a block apart.
+pub(crate) const MAX_CHAIN: usize = 250;
+/// Runs of zeros of this many bytes become holes.
+const HOLE: usize = 64 << 10;
+
+impl Catalog {
+    /// Makes linked clones of a snapshot or template, all in one operation: all or none exist.
+    ///
+    /// # Errors
+    /// `not-found`, `bad-name`, `name-taken`, `busy`; `bad-request` for a volume without a snapshot.
+    pub async fn clone_linked(
+        &self,
+        source: Source,
+        names: Vec<String>,
+    ) -> Result<Vec<VolumeRecord>> {
+        if names.is_empty() || names.len() > MAX_CLONES {
+            let message = format!("1 to {MAX_CLONES} names are wanted, {} were given", names.len());
+            return Err(CatalogError::new(Code::BadRequest, message));
+        }
+        let held = self.hold_with_origins(source.volume, "cloning").await?;
+        let (record, parent, size) = self.source_tip(source)?;
+        if source.snapshot.is_none() && !record.template {
+            let message =
+                format!("cannot link clones to {} as it is now: it still changes", record.name);
+            return Err(CatalogError::new(Code::BadRequest, message)
+                .hint("take a snapshot and clone that, or make a template of it, or copy it"));
+        }
+        self.chain_has_room(&record.name, parent)?;
+        let taken = self.take_names(&names)?;
+        let origin = Origin { volume: record.uuid, snapshot: source.snapshot, linked: true };
+        let count = names.len();
+        let puts: Vec<VolumeRecord> = names
+            .into_iter()
+            .map(|name| self.new_record(name, size, VolumeKind::Thin, Some(origin.clone())))
+            .collect();
+        let creates: Vec<NewLayer> = puts
+            .iter()
+            .map(|clone| NewLayer { parent: Some(parent), ..base_layer(clone) })
+            .collect();
+        let title = match (count, puts.first()) {
+            (1, Some(clone)) => format!("clone {} to {}", record.name, clone.name),
+            _ => format!("clone {} {count} times", record.name),
+        };
+        let begun =
+            self.begin(Plan { title, puts, creates: creates.clone(), ..Plan::default() }).await?;
+        let mut built = Ok(());
+        for new in &creates {
+            built = layer::create_sparse(self.store(), new, self.env().now_ms(), false).await;
+            if built.is_err() {
+                break;
+            }
+        }
+        let made = self.conclude(begun, built).await?;
+        drop((taken, held));
+        Ok(made)
+    }
+
+    /// Refuses one more layer on a chain that is as long as it may be.
+    pub(crate) fn chain_has_room(&self, name: &str, tip: Uuid) -> Result<()> {
+        let layers = self.chain(tip)?.len();
+        if layers < MAX_CHAIN {
+            return Ok(());
+        }
+        let message = format!("the chain of {name} has {layers} layers, the limit");
+        Err(CatalogError::new(Code::SnapshotLimit, message)
+            .hint("copy it in full, which makes a volume of one layer"))
+    }
+
+    /// Makes a full, flat copy; holes stay holes. The source must not be written meanwhile: a
+    /// snapshot, a template, or a disconnected volume, which cannot be connected until it is done.
+    ///
+    /// # Errors
+    /// `not-found`, `bad-name`, `name-taken`, `no-space`, `volume-connected`, `not-clean`, `busy`,
+    /// `cancelled` (nothing of it is left then).
+    pub async fn copy_full(
+        &self,
+        source: Source,
+        target: CopyTarget,
+        progress: &dyn Progress,
+    ) -> Result<VolumeRecord> {
+        let held = self.hold(&[source.volume], "the start of a copy", Pace::Short).await?;
+        let (record, tip, size) = self.source_tip(source)?;
+        if source.snapshot.is_none() {
+            self.at_rest(&record, "copy")?;
+        }
+        let chain = self.chain(tip)?;
+        let layers: Vec<Uuid> = chain.iter().map(|(uuid, _)| *uuid).collect();
+        let pinned =
+            self.locks().pin(&layers, &format!("a copy of {} to {}", record.name, target.name));
+        drop(held);
+
+        let kind = target.kind.unwrap_or(record.kind);
+        self.can_hold(kind)?;
+        let names = self.take_names(std::slice::from_ref(&target.name))?;
+        let used = self.used_by_layer().await?;
+        let stored: u64 = layers.iter().filter_map(|l| used.get(l)).map(|used| used.0).sum();
+        self.has_room(match kind {
+            VolumeKind::Thin => stored.min(size),
+            VolumeKind::Fixed | VolumeKind::Lazy => size,
+        })
+        .await?;
+        let origin = Origin { volume: record.uuid, snapshot: source.snapshot, linked: false };
+        let title = format!("copy {} to {}", record.name, target.name);
+        let mut new = self.new_record(target.name, size, kind, Some(origin));
+        new.template = target.template;
+        let layer = base_layer(&new);
+        let plan = Plan { title, puts: vec![new], creates: vec![layer], ..Plan::default() };
+        let begun = self.begin(plan).await?;
+        let built = async {
+            let mut from = Chain::open(self.store(), &chain).await?;
+            let reserve = kind != VolumeKind::Thin;
+            let mut to = Target::create(self.store(), &layer, self.env().now_ms(), reserve).await?;
+            progress.phase("copying", size);
+            for block in 0..block_count(size) {
+                if progress.cancelled() {
+                    return Err(cancelled());
+                }
+                let content = from.block(block, size).await?;
+                to.put(block, content, size).await?;
+                progress.advance(((u64::from(block) + 1) * BLOCK_BYTES).min(size));
+            }
+            to.close().await
+        }
+        .await;
+        let made = self.conclude(begun, built).await?;
+        drop((names, pinned));
+        one(made)
+    }
+
+    /// Where two points in time of a volume differ. `from` None: the empty disk. `to` None: what the
+    /// volume is now.
+    ///
+    /// # Errors
+    /// `not-found`, `corrupt`; for what the volume is now also `volume-connected` and `not-clean`.
+    pub async fn snapshot_diff(
+        &self,
+        volume: Uuid,
+        from: Option<Uuid>,
+        to: Option<Uuid>,
+    ) -> Result<Vec<DiffExtent>> {
+        let held = self.hold(&[volume], "the start of a comparison", Pace::Short).await?;
+        let (record, tip, size) = self.source_tip(Source { volume, snapshot: to })?;
+        if to.is_none() {
+            self.at_rest(&record, "compare")?;
+        }
+        let later = self.chain(tip)?;
+        let earlier = match from {
+            Some(id) => self.chain(find_snapshot(&record, id)?.layer)?,
+            None => Vec::new(),
+        };
+        let both: Vec<Uuid> = later.iter().chain(&earlier).map(|(uuid, _)| *uuid).collect();
+        let pinned = self.locks().pin(&both, &format!("a comparison of {}", record.name));
+        drop(held);
+
+        let only = |a: &[(Uuid, Node)], b: &[(Uuid, Node)]| -> Vec<(Uuid, Node)> {
+            a.iter().filter(|(uuid, _)| b.iter().all(|(other, _)| other != uuid)).copied().collect()
+        };
+        let mut differing = Vec::new();
+        for (uuid, node) in only(&later, &earlier).into_iter().chain(only(&earlier, &later)) {
+            differing.push(Layer::open(self.store(), uuid, node.fixed, Access::Read).await?);
+        }
+        let mut blocks: Vec<u32> = differing.iter().flat_map(Layer::blocks).collect();
+        blocks.sort_unstable();
+        blocks.dedup();
+        let mut chain = Chain::open(self.store(), &later).await?;
+        let mut extents: Vec<DiffExtent> = Vec::new();
+        for block in blocks.into_iter().filter(|block| *block < block_count(size)) {
+            let mut changed = Bitmap::empty();
+            for layer in &differing {
+                changed.union(&layer.owned(block).await?);
+            }
+            let start = u64::from(block) * u64::from(BLOCK_SECTORS);
+            for (first, len, set) in changed.runs().collect::<Vec<_>>() {
+                if set {
+                    let from = start + u64::from(first);
+                    let end = (from + u64::from(len)).min(size / SECTOR);
+                    chain.describe(from, end, &mut extents).await?;
+                }
+            }
+        }
+        drop(pinned);
+        Ok(extents)
+    }
+}
+
+/// A chain open for reading, leaf first.
+pub(crate) struct Chain {
+    files: Vec<Rc<dyn BlockFile>>,
+    reader: ChainReader,
+    buffer: IoBuf,
+}
+
+impl Chain {
+    pub(crate) async fn open(store: &dyn FileStore, layers: &[(Uuid, Node)]) -> Result<Self> {
+        let (mut files, mut readers) = (Vec::new(), Vec::new());
+        for (uuid, node) in layers {
+            let file = store.open(&ObjectName::Layer(*uuid), Access::Read).await?;
+            let image = layer::open_image(&*file, *uuid, node.fixed).await?;
+            readers.push(LayerReader::new(image, file.info().size.0));
+            files.push(file);
+        }
+        let reader = ChainReader::new(readers).map_err(damaged)?;
+        let buffer = IoBuf::zeroed(ByteCount(BLOCK_BYTES).as_len());
+        Ok(Self { files, reader, buffer })
+    }
+
+    /// The next run from `from`, at most to `end`, in sectors: its length, and where it is stored.
+    async fn map(&mut self, from: u64, end: u64) -> Result<(u64, Option<(usize, u64)>)> {
+        loop {
+            match self.reader.map(Sector(from), SectorCount(end - from)).map_err(damaged)? {
+                Mapped::Read { layer, at, len } => {
+                    let bytes = layer::read(&*self.files[layer], at, len).await?;
+                    self.reader.supply(layer, &bytes).map_err(damaged)?;
+                }
+                Mapped::Extent { len, content } => {
+                    let place = match content {
+                        Content::Data { layer, at } => Some((layer, at.bytes())),
+                        Content::Zero | Content::Parent => None,
+                    };
+                    return Ok((len.0, place));
+                }
+            }
+        }
+    }
+
+    /// The content of a block, None where all of it is zero without a stored byte.
+    pub(crate) async fn block(&mut self, block: u32, size: u64) -> Result<Option<Vec<u8>>> {
+        let start = u64::from(block) * u64::from(BLOCK_SECTORS);
+        let end = (start + u64::from(BLOCK_SECTORS)).min(size / SECTOR);
+        let (mut at, mut any) = (start, false);
+        while at < end {
+            let (len, place) = self.map(at, end).await?;
+            if let Some((layer, from)) = place {
+                if !any {
+                    self.buffer.fill(0);
+                    any = true;
+                }
+                let offset = ByteCount((at - start) * SECTOR).as_len();
+                let into = self.buffer.slice(offset, ByteCount(len * SECTOR).as_len());
+                layer::read_into(&*self.files[layer], from, &into).await?;
+            }
+            at += len;
+        }
+        Ok(any.then(|| self.buffer.to_vec()))
+    }
+
+    /// Appends the sectors `from..end` to `extents`, told apart by whether they are stored.
+    async fn describe(&mut self, from: u64, end: u64, extents: &mut Vec<DiffExtent>) -> Result<()> {
+        let mut at = from;
+        while at < end {
+            let (len, place) = self.map(at, end).await?;
+            let next = DiffExtent {
+                range: ByteRange::new(at * SECTOR, len * SECTOR),
+                zero: place.is_none(),
+            };
+            match extents.last_mut() {
+                Some(last)
+                    if last.zero == next.zero && last.range.end() == Some(next.range.start) =>
+                {
+                    last.range.len.0 += next.range.len.0;
+                }
+                Some(_) | None => extents.push(next),
+            }
+            at += len;
+        }
+        Ok(())
+    }
+}
+
+fn damaged(error: image::FormatError) -> CatalogError {
+    CatalogError::new(Code::Corrupt, format!("the chain cannot be read: {error}"))
+}
+
+/// The new base layer that a copy fills.
+struct Target {
+    file: Rc<dyn BlockFile>,
+    plan: image::NewImage,
+    bat: Vec<Option<Sector>>,
+    next: Sector,
+    fixed: bool,
+    reserved: Option<Sector>,
+}
+
+impl Target {
+    async fn create(
+        store: &dyn FileStore,
+        new: &NewLayer,
+        now_ms: u64,
+        reserve: bool,
+    ) -> Result<Self> {
+        let plan = layer::plan_new(new, now_ms)?;
+        let file = layer::make_file(store, new.layer).await?;
+        let full = if new.fixed { plan.len } else { layer::full_len(&plan.image) };
+        if reserve && store.capabilities().reserve {
+            file.reserve(ByteRange::new(0, full)).await?;
+        }
+        let reserved = (reserve && !new.fixed).then(|| Sector::at_or_after(full));
+        let next = plan.image.first_free.page_up();
+        let bat = vec![None; plan.image.bat_entries as usize];
+        Ok(Self { file, plan, bat, next, fixed: new.fixed, reserved })
+    }
+
+    async fn put(&mut self, block: u32, content: Option<Vec<u8>>, size: u64) -> Result<()> {
+        let at = u64::from(block) * BLOCK_BYTES;
+        if self.fixed {
+            let len = ByteCount(BLOCK_BYTES.min(size - at)).as_len();
+            let whole = content.unwrap_or_else(|| vec![0; len]);
+            return layer::write(&*self.file, at, &IoBuf::copied(&whole[..len])).await;
+        }
+        let Some(content) = content.filter(|bytes| bytes.iter().any(|b| *b != 0)) else {
+            return Ok(());
+        };
+        let entry = layer::entry_at(self.next);
+        self.next = layer::place_after(self.next);
+        if self.reserved.is_none() {
+            // The whole block lies within the file; what is not written stays a hole.
+            self.file.truncate(ByteCount(self.next.bytes())).await?;
+        }
+        let mut page = vec![0; PAGE as usize];
+        let bits = Bitmap::full();
+        let bits_at = page.len() - bits.as_bytes().len();
+        page[bits_at..].copy_from_slice(bits.as_bytes());
+        layer::write(&*self.file, layer::page_of(entry), &IoBuf::copied(&page)).await?;
+        let data = self.plan.image.data_at(entry).bytes();
+        for (piece, at) in content.chunks(HOLE).zip((data..).step_by(HOLE)) {
+            if piece.iter().any(|b| *b != 0) {
+                layer::write(&*self.file, at, &IoBuf::copied(piece)).await?;
+            }
+        }
+        self.bat[block as usize] = Some(entry);
+        Ok(())
+    }
+
+    async fn close(self) -> Result<()> {
+        let mut pieces = self.plan.pieces;
+        if !self.fixed {
+            let mut table: Vec<u8> = self.bat.iter().flat_map(|e| bat::encode_entry(*e)).collect();
+            table.resize(table.len().next_multiple_of(PAGE as usize), 0xff);
+            pieces.retain(|(at, _)| *at != self.plan.image.bat_at);
+            pieces.push((self.plan.image.bat_at, table));
+            let end = self.reserved.unwrap_or(self.next);
+            pieces.push(create::tail_for(&self.plan.image, end));
+        }
+        for (at, bytes) in &pieces {
+            layer::write(&*self.file, at.bytes(), &IoBuf::copied(bytes)).await?;
+        }
+        layer::flush(&*self.file).await
+    }
+}

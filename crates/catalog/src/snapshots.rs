@@ -1,0 +1,343 @@
+//! Snapshots: of one or several volumes at one moment, deletion, and going back.
+
+use io::ByteCount;
+use uuid::Uuid;
+
+use crate::api::{Settled, SnapshotSet};
+use crate::catalog::{Catalog, check_name, find_snapshot, refuse_template};
+use crate::copy::MAX_CHAIN;
+use crate::env::Progress;
+use crate::error::{CatalogError, Code, Named, Result};
+use crate::intent::NewLayer;
+use crate::layer;
+use crate::locks::Pace;
+use crate::record::{Current, MAX_SNAPSHOTS, Snapshot, VolumeKind, VolumeRecord};
+use crate::txn::{Begun, Plan};
+use crate::volumes::{mib, one};
+
+impl Catalog {
+    /// Makes snapshots of all `volumes` at one moment, connected or not: either all or none exist.
+    /// Guests of connected ones are held from the gate to the commit only.
+    ///
+    /// # Errors
+    /// `not-found`, `bad-name`, `name-taken`, `snapshot-limit` (naming the cheapest to delete),
+    /// `is-template`, `not-clean`, `no-space`, `busy`.
+    pub async fn snapshot_create(&self, volumes: &[Uuid], name: &str) -> Result<SnapshotSet> {
+        check_name(name)?;
+        let mut ids = volumes.to_vec();
+        ids.sort_unstable();
+        ids.dedup();
+        if ids.is_empty() || ids.len() != volumes.len() {
+            let message = "a snapshot wants one or several volumes, each named once";
+            return Err(CatalogError::new(Code::BadRequest, message));
+        }
+        let held = self.hold(&ids, "a snapshot", Pace::Short).await?;
+        let set = (ids.len() > 1).then(|| self.env().new_uuid());
+        let (mut puts, mut creates, mut connected) = (Vec::new(), Vec::new(), Vec::new());
+        let mut reserved = 0;
+        for id in &ids {
+            let record = self.volume(*id)?;
+            self.may_snapshot(&record, name).await?;
+            if self.is_connected(*id) {
+                connected.push(*id);
+            } else {
+                self.at_rest(&record, "snapshot")?;
+            }
+            if record.kind != VolumeKind::Thin {
+                reserved += record.size;
+            }
+            let (put, new) = self.with_snapshot(&record, name, set);
+            puts.push(put);
+            creates.push(new);
+        }
+        self.has_room(reserved).await?;
+        let title = match puts.as_slice() {
+            [one] => format!("snapshot {name} of {}", one.name),
+            several => format!("snapshot {name} of {} volumes", several.len()),
+        };
+        let begun = self.begin(Plan { title, puts, creates, ..Plan::default() }).await?;
+        let begun = match self.prepare_leaves(&begun, &connected).await {
+            Ok(()) => self.register(begun).await?,
+            Err(error) => return Err(self.abort(begun, error).await),
+        };
+        let begun = self.commit_gated(begun, &connected).await?;
+        let made = self.finish(begun).await;
+        drop(held);
+        let last = |record: &VolumeRecord| Some((record.uuid, record.snapshots.last()?.clone()));
+        let members = volumes
+            .iter()
+            .filter_map(|id| made.iter().find(|record| record.uuid == *id).and_then(last))
+            .collect();
+        let uuid = set.or_else(|| made.first().map(|record| record.operation)).unwrap_or_default();
+        Ok(SnapshotSet { uuid, members })
+    }
+
+    async fn may_snapshot(&self, record: &VolumeRecord, name: &str) -> Result<()> {
+        refuse_template(record, "snapshot")?;
+        if record.snapshots.iter().any(|s| s.name == name) {
+            let message = format!("{} has a snapshot {name} already", record.name);
+            return Err(CatalogError::new(Code::NameTaken, message).hint("choose another name"));
+        }
+        self.chain_has_room(&record.name, record.current.layer)?;
+        if record.depth_used() < MAX_SNAPSHOTS {
+            return Ok(());
+        }
+        let waiting = record.ghosts().count();
+        let ghosts = match waiting {
+            0 => String::new(),
+            _ => format!(", {waiting} deleted ones that still wait for their merge included"),
+        };
+        let message = format!("{} has {MAX_SNAPSHOTS} snapshots, the limit{ghosts}", record.name);
+        let error = CatalogError::new(Code::SnapshotLimit, message);
+        Err(match self.cheapest_to_delete(record).await? {
+            None => {
+                error.hint("delete branches or clones, so that deleted snapshots can be merged")
+            }
+            Some((snapshot, bytes)) => error
+                .hint(format!(
+                    "cheapest to delete: {} (moves {}): shale snapshot delete {} --volume {}",
+                    snapshot.name,
+                    mib(bytes.0),
+                    snapshot.name,
+                    record.name
+                ))
+                .related(vec![Named { uuid: snapshot.uuid, name: snapshot.name.clone() }]),
+        })
+    }
+
+    fn with_snapshot(
+        &self,
+        record: &VolumeRecord,
+        name: &str,
+        set: Option<Uuid>,
+    ) -> (VolumeRecord, NewLayer) {
+        let mut put = record.clone();
+        let (snapshot, leaf) = (self.env().new_uuid(), self.env().new_uuid());
+        put.snapshots.push(Snapshot {
+            uuid: snapshot,
+            name: name.to_owned(),
+            created: self.env().now_ms(),
+            parent: record.current.parent,
+            layer: record.current.layer,
+            size: record.size,
+            set,
+        });
+        put.current = Current { layer: leaf, parent: Some(snapshot) };
+        put.layers.push(leaf);
+        let new = NewLayer {
+            layer: leaf,
+            parent: Some(record.current.layer),
+            size: record.size,
+            fixed: false,
+            owner: record.uuid,
+        };
+        (put, new)
+    }
+
+    /// Makes the new leaves durable, and the running disks ready for a short gate.
+    async fn prepare_leaves(&self, begun: &Begun, connected: &[Uuid]) -> Result<()> {
+        for (new, record) in begun.intent.creates.iter().zip(&begun.puts) {
+            let reserve = record.kind != VolumeKind::Thin && self.store().capabilities().reserve;
+            layer::create_sparse(self.store(), new, self.env().now_ms(), reserve).await?;
+        }
+        self.store().sync_names().await?;
+        for volume in connected {
+            self.running().prepare(*volume).await?;
+        }
+        Ok(())
+    }
+
+    /// Gate all, commit, switch, let go (rule R1). After the commit it only goes forward.
+    async fn commit_gated(&self, begun: Begun, connected: &[Uuid]) -> Result<Begun> {
+        let mut gated = Vec::new();
+        for volume in connected {
+            // A gate that failed half-way is undone too.
+            gated.push(*volume);
+            if let Err(error) = self.running().gate(*volume).await {
+                self.ungate(&gated).await;
+                return Err(self.abort(begun, error).await);
+            }
+        }
+        let begun = match self.commit_record(begun).await {
+            Ok(begun) => begun,
+            Err(error) => {
+                self.ungate(&gated).await;
+                return Err(error);
+            }
+        };
+        let mut failed = None;
+        for volume in connected {
+            let Some(record) = begun.puts.iter().find(|record| record.uuid == *volume) else {
+                continue;
+            };
+            match self.running().switch(*volume, record.current.layer).await {
+                Ok(()) => self.running().ungate(*volume).await,
+                // It stays gated: a write now would change the snapshot.
+                Err(error) => {
+                    let doing = format_args!(
+                        "the snapshot is made, but {} cannot go on in its new layer; reconnect it",
+                        record.name
+                    );
+                    failed = Some(error.during(doing));
+                }
+            }
+        }
+        match failed {
+            None => Ok(begun),
+            Some(error) => {
+                self.finish(begun).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn ungate(&self, volumes: &[Uuid]) {
+        for volume in volumes {
+            self.running().ungate(*volume).await;
+        }
+    }
+
+    /// Deletes a snapshot. Its layer is dropped, or merged with the one on it: at once where the volume
+    /// is disconnected, else it waits for [`Catalog::settle`]. The snapshot is gone either way, also if
+    /// the merge is cancelled (it pauses) or fails.
+    ///
+    /// # Errors
+    /// `not-found`, `busy`, `record-unreadable`. What the merge after the deletion meets stands in the
+    /// notes of the result.
+    pub async fn snapshot_delete(
+        &self,
+        volume: Uuid,
+        snapshot: Uuid,
+        progress: &dyn Progress,
+    ) -> Result<Settled> {
+        let held = self.hold_with_origins(volume, "a snapshot's deletion").await?;
+        self.may_sweep()?;
+        let mut record = self.volume(volume)?;
+        let gone = find_snapshot(&record, snapshot)?.clone();
+        record.snapshots.retain(|s| s.uuid != snapshot);
+        for child in &mut record.snapshots {
+            if child.parent == Some(snapshot) {
+                child.parent = gone.parent;
+            }
+        }
+        if record.current.parent == Some(snapshot) {
+            record.current.parent = gone.parent;
+        }
+        let title = format!("delete snapshot {} of {}", gone.name, record.name);
+        let mut plan = Plan { title, ..Plan::default() };
+        let mut settled = Settled::default();
+        if self.with(|state| state.tree.children(gone.layer).next().is_none()) {
+            without_layer(&mut record, gone.layer);
+            plan.drops.push(gone.layer);
+            settled.dropped.push(gone.layer);
+        }
+        plan.puts.push(record);
+        let begun = self.begin(plan).await?;
+        self.commit(begun).await?;
+        drop(held);
+        match self.settle(volume, progress).await {
+            Ok(rest) => {
+                settled.moved = rest.moved;
+                settled.dropped.extend(rest.dropped);
+                settled.waiting = rest.waiting;
+                settled.notes = rest.notes;
+            }
+            Err(error) => {
+                settled.waiting = self.volume(volume)?.ghosts().collect();
+                let gone = &gone.name;
+                settled.notes.push(format!(
+                    "{gone} is deleted; its space comes back when its merge goes on: {error}"
+                ));
+            }
+        }
+        Ok(settled)
+    }
+
+    /// Bytes that deleting a snapshot would move.
+    ///
+    /// # Errors
+    /// `not-found`, or if the datastore fails.
+    pub async fn snapshot_delete_cost(&self, volume: Uuid, snapshot: Uuid) -> Result<ByteCount> {
+        let record = self.volume(volume)?;
+        let layer = find_snapshot(&record, snapshot)?.layer;
+        let used = self.used_by_layer().await?;
+        let children: Vec<Uuid> = self.with(|state| state.tree.children(layer).collect());
+        Ok(match children.as_slice() {
+            [child] => used.get(child).copied().unwrap_or_default(),
+            _ => ByteCount::ZERO,
+        })
+    }
+
+    /// The snapshot whose deletion frees a place for the fewest bytes moved.
+    async fn cheapest_to_delete(
+        &self,
+        record: &VolumeRecord,
+    ) -> Result<Option<(Snapshot, ByteCount)>> {
+        let used = self.used_by_layer().await?;
+        Ok(self.with(|state| {
+            let costs = record.snapshots.iter().filter_map(|snapshot| {
+                let children: Vec<Uuid> = state.tree.children(snapshot.layer).collect();
+                match children.as_slice() {
+                    [] => Some((snapshot.clone(), ByteCount::ZERO)),
+                    // With several paths through it the layer would only become a ghost.
+                    [child] if state.tree.leaves(snapshot.layer) == 1 => {
+                        Some((snapshot.clone(), used.get(child).copied().unwrap_or_default()))
+                    }
+                    _ => None,
+                }
+            });
+            costs.min_by_key(|(_, bytes)| *bytes)
+        }))
+    }
+
+    /// Takes the volume back to a snapshot; what was written since is gone.
+    ///
+    /// # Errors
+    /// `not-found`, `volume-connected`, `is-template`, `no-space`, `busy`, `record-unreadable`.
+    pub async fn snapshot_revert(&self, volume: Uuid, snapshot: Uuid) -> Result<VolumeRecord> {
+        let held = self.hold_with_origins(volume, "a revert").await?;
+        let mut record = self.volume(volume)?;
+        refuse_template(&record, "revert")?;
+        self.disconnected(&record, "revert")?;
+        let target = find_snapshot(&record, snapshot)?.clone();
+        let old = record.current.layer;
+        debug_assert!(self.chain(old).map_or(0, |chain| chain.len()) <= MAX_CHAIN);
+        let new = NewLayer {
+            layer: self.env().new_uuid(),
+            parent: Some(target.layer),
+            size: target.size,
+            fixed: false,
+            owner: volume,
+        };
+        record.current = Current { layer: new.layer, parent: Some(snapshot) };
+        record.size = target.size;
+        record.layers.push(new.layer);
+        without_layer(&mut record, old);
+        let reserve = record.kind != VolumeKind::Thin && self.store().capabilities().reserve;
+        let plan = Plan {
+            title: format!("revert {} to {}", record.name, target.name),
+            puts: vec![record],
+            creates: vec![new],
+            drops: vec![old],
+            void_sessions: vec![volume],
+            ..Plan::default()
+        };
+        let begun = self.begin(plan).await?;
+        let built = layer::create_sparse(self.store(), &new, self.env().now_ms(), reserve).await;
+        let made = one(self.conclude(begun, built).await?)?;
+        drop(held);
+        // Layers that only the old leaf stood on go too; merges wait for `settle`.
+        if let Err(error) = self.drop_ghosts(volume).await {
+            tracing::warn!(%volume, %error, "unused layers stay for now");
+        }
+        self.volume(made.uuid)
+    }
+}
+
+/// Takes a layer out of a record's own.
+pub(crate) fn without_layer(record: &mut VolumeRecord, layer: Uuid) {
+    record.layers.retain(|own| *own != layer);
+    if record.fixed_layer == Some(layer) {
+        record.fixed_layer = None;
+    }
+}

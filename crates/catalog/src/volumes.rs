@@ -1,0 +1,257 @@
+//! Volumes: create, rename, delete.
+
+use io::{ByteRange, IoBuf};
+use uuid::Uuid;
+
+use crate::api::NewVolume;
+use crate::catalog::{Catalog, check_name};
+use crate::env::Progress;
+use crate::error::{CatalogError, Code, Result};
+use crate::intent::NewLayer;
+use crate::layer;
+use crate::locks::Pace;
+use crate::record::{Current, MAX_SIZE, Origin, SIZE_UNIT, VolumeKind, VolumeRecord, is_size};
+use crate::txn::Plan;
+
+/// Zeros are written in pieces of this many bytes.
+const ZEROS: usize = 1 << 20;
+
+impl Catalog {
+    /// Makes a volume. A fixed one is written whole, which takes its time.
+    ///
+    /// # Errors
+    /// `bad-name`, `name-taken`, `bad-size`, `no-space`, `unsupported` (lazy where the store cannot
+    /// reserve), `cancelled`.
+    pub async fn create_volume(
+        &self,
+        new: NewVolume,
+        progress: &dyn Progress,
+    ) -> Result<VolumeRecord> {
+        check_size(new.size.0)?;
+        self.can_hold(new.kind)?;
+        let names = self.take_names(std::slice::from_ref(&new.name))?;
+        self.has_room(match new.kind {
+            VolumeKind::Thin => 0,
+            VolumeKind::Fixed | VolumeKind::Lazy => new.size.0,
+        })
+        .await?;
+        let record = self.new_record(new.name, new.size.0, new.kind, None);
+        let layer = base_layer(&record);
+        let title = format!("create {}", record.name);
+        let plan = Plan { title, puts: vec![record], creates: vec![layer], ..Plan::default() };
+        let begun = self.begin(plan).await?;
+        let built = match new.kind {
+            VolumeKind::Fixed => self.write_fixed(&layer, progress).await,
+            VolumeKind::Lazy | VolumeKind::Thin => {
+                let reserve = new.kind == VolumeKind::Lazy;
+                layer::create_sparse(self.store(), &layer, self.env().now_ms(), reserve).await
+            }
+        };
+        let made = self.conclude(begun, built).await?;
+        drop(names);
+        one(made)
+    }
+
+    /// Makes the names of new files durable and commits; undoes if the files could not be built.
+    pub(crate) async fn conclude(
+        &self,
+        begun: crate::txn::Begun,
+        built: Result<()>,
+    ) -> Result<Vec<VolumeRecord>> {
+        let durable = match built {
+            Ok(()) => self.store().sync_names().await.map_err(CatalogError::from),
+            Err(error) => Err(error),
+        };
+        match durable {
+            Ok(()) => self.commit(begun).await,
+            Err(error) => Err(self.abort(begun, error).await),
+        }
+    }
+
+    async fn write_fixed(&self, new: &NewLayer, progress: &dyn Progress) -> Result<()> {
+        let plan = layer::plan_new(new, self.env().now_ms())?;
+        let file = layer::make_file(self.store(), new.layer).await?;
+        if self.store().capabilities().reserve {
+            file.reserve(ByteRange::new(0, plan.len)).await?;
+        }
+        progress.phase("zeroing", new.size);
+        let zeros = IoBuf::zeroed(ZEROS);
+        let mut at = 0;
+        while at < new.size {
+            if progress.cancelled() {
+                return Err(cancelled());
+            }
+            let len = usize::try_from(new.size - at).unwrap_or(ZEROS).min(ZEROS);
+            layer::write(&*file, at, &zeros.slice(0, len)).await?;
+            at += len as u64;
+            progress.advance(at);
+        }
+        for (at, bytes) in &plan.pieces {
+            layer::write(&*file, at.bytes(), &IoBuf::copied(bytes)).await?;
+        }
+        layer::flush(&*file).await
+    }
+
+    pub(crate) fn new_record(
+        &self,
+        name: String,
+        size: u64,
+        kind: VolumeKind,
+        origin: Option<Origin>,
+    ) -> VolumeRecord {
+        let layer = self.env().new_uuid();
+        let linked = origin.as_ref().is_some_and(|origin| origin.linked);
+        VolumeRecord {
+            uuid: self.env().new_uuid(),
+            name,
+            revision: 0,
+            operation: Uuid::nil(),
+            size,
+            kind,
+            created: self.env().now_ms(),
+            template: false,
+            origin,
+            snapshots: Vec::new(),
+            current: Current { layer, parent: None },
+            layers: vec![layer],
+            fixed_layer: (kind == VolumeKind::Fixed && !linked).then_some(layer),
+        }
+    }
+
+    pub(crate) fn can_hold(&self, kind: VolumeKind) -> Result<()> {
+        let capabilities = self.store().capabilities();
+        if kind == VolumeKind::Lazy && !capabilities.reserve {
+            let message = format!(
+                "{} cannot reserve space, which lazy volumes need",
+                capabilities.file_system
+            );
+            return Err(CatalogError::new(Code::Unsupported, message)
+                .hint("use a thin or a fixed volume, or another datastore"));
+        }
+        Ok(())
+    }
+
+    /// Refuses early what cannot have the space it needs (invariant 9).
+    pub(crate) async fn has_room(&self, bytes: u64) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let free = self.store().space().await?.free.0;
+        if bytes > free {
+            let message = format!("{} are needed and {} are free", mib(bytes), mib(free));
+            return Err(CatalogError::new(Code::NoSpace, message)
+                .hint("free space on the datastore or enlarge it; or use a thin volume"));
+        }
+        Ok(())
+    }
+
+    /// Gives a volume or template another name; also while it is connected.
+    ///
+    /// # Errors
+    /// `not-found`, `bad-name`, `name-taken`, `busy`.
+    pub async fn rename(&self, volume: Uuid, name: &str) -> Result<VolumeRecord> {
+        check_name(name)?;
+        let held = self.hold(&[volume], "a rename", Pace::Short).await?;
+        let old = self.volume(volume)?;
+        if old.name == name {
+            return Ok(old);
+        }
+        let names = self.take_names(&[name.to_owned()])?;
+        let title = format!("rename {} to {name}", old.name);
+        let renamed = VolumeRecord { name: name.to_owned(), ..old };
+        let begun = self.begin(Plan { title, puts: vec![renamed], ..Plan::default() }).await?;
+        let made = self.commit(begun).await?;
+        drop((names, held));
+        one(made)
+    }
+
+    /// Deletes a volume or template with all its snapshots.
+    ///
+    /// # Errors
+    /// `has-dependents` naming its linked clones, `volume-connected`, `busy`, `record-unreadable`.
+    pub async fn delete_volume(&self, volume: Uuid) -> Result<()> {
+        let held = self.hold_with_origins(volume, "a deletion").await?;
+        let record = self.volume(volume)?;
+        self.disconnected(&record, "delete")?;
+        let dependents = self.dependents(volume);
+        if !dependents.is_empty() {
+            let names: Vec<&str> = dependents.iter().take(8).map(|d| d.name.as_str()).collect();
+            let more = dependents.len().saturating_sub(names.len());
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let message = format!(
+                "cannot delete {}: {}{more} {} linked to it",
+                record.name,
+                names.join(", "),
+                if dependents.len() == 1 { "is" } else { "are" },
+            );
+            return Err(CatalogError::new(Code::HasDependents, message)
+                .hint("delete the linked clones first")
+                .related(dependents));
+        }
+        // Leaves first: what is left after a crash in between is whole chains.
+        let mut drops = record.layers.clone();
+        let depth = |layer: &Uuid| self.with(|state| state.tree.path_so_far(*layer).len());
+        drops.sort_by_cached_key(|layer| std::cmp::Reverse(depth(layer)));
+        let origin_layers = self.origins_of(&record);
+        let title = format!("delete {}", record.name);
+        let plan = Plan { title, removes: Some(volume), drops, ..Plan::default() };
+        let begun = self.begin(plan).await?;
+        self.commit(begun).await?;
+        drop(held);
+        for owner in origin_layers {
+            // Ghosts that only this clone held up go now; nothing of that is this deletion's failure.
+            if let Err(error) = self.drop_ghosts(owner).await {
+                tracing::warn!(volume = %owner, %error, "unused layers stay for now");
+            }
+        }
+        Ok(())
+    }
+
+    /// Volumes whose layers `record` stands on.
+    fn origins_of(&self, record: &VolumeRecord) -> Vec<Uuid> {
+        let mut owners: Vec<Uuid> = self.with(|state| {
+            let below = record.layers.iter().flat_map(|layer| state.tree.path_so_far(*layer));
+            below.filter_map(|layer| state.tree.get(layer)?.owner).collect()
+        });
+        owners.sort_unstable();
+        owners.dedup();
+        owners.retain(|owner| *owner != record.uuid);
+        owners
+    }
+}
+
+/// The first layer of a new volume that stands on nothing.
+pub(crate) fn base_layer(record: &VolumeRecord) -> NewLayer {
+    NewLayer {
+        layer: record.current.layer,
+        parent: None,
+        size: record.size,
+        fixed: record.fixed_layer.is_some(),
+        owner: record.uuid,
+    }
+}
+
+pub(crate) fn check_size(size: u64) -> Result<()> {
+    if is_size(size) {
+        return Ok(());
+    }
+    let message = format!("{size} bytes is not a size that a volume can have");
+    let limits = format!("sizes are multiples of {SIZE_UNIT} bytes, up to {} GiB", MAX_SIZE >> 30);
+    Err(CatalogError::new(Code::BadSize, message).hint(limits))
+}
+
+pub(crate) fn cancelled() -> CatalogError {
+    CatalogError::new(Code::Cancelled, "it was cancelled; nothing of it is left")
+}
+
+pub(crate) fn one(mut made: Vec<VolumeRecord>) -> Result<VolumeRecord> {
+    Ok(made.pop().expect("an operation with one record gives it back"))
+}
+
+/// Bytes for people.
+pub(crate) fn mib(bytes: u64) -> String {
+    match bytes {
+        0..1_048_576 => format!("{} KiB", bytes.div_ceil(1024)),
+        _ => format!("{} MiB", bytes.div_ceil(1 << 20)),
+    }
+}
