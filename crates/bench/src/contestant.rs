@@ -95,7 +95,9 @@ pub(crate) fn serve_image(format: Format, image: &Path, cache: Cache) -> Result<
         Command::new(need::tool("/usr/bin/qemu-storage-daemon")?)
             .args(["--blockdev", &file, "--blockdev", &disk, "--nbd-server", &server])
             .args(["--export", "type=nbd,id=export,node-name=disk,name=disk,writable=on"])
-            .stdin(Stdio::null()),
+            .stdin(Stdio::null())
+            // It says so whenever a client just closes its socket, as fio does.
+            .stderr(Stdio::null()),
     )?;
     poll_until(
         Duration::from_secs(10),

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 use e2e::Shale;
 use e2e::process::Owned;
-use serde_json::Value;
+use e2e::shale::pause_ms;
 
 use crate::Options;
 use crate::contestant;
@@ -94,7 +94,7 @@ fn snapshots(shale: &Shale, volume: &str, uri: &str) -> Result<Pauses> {
         let name = format!("s{index}");
         let answer = shale.json(&["snapshot", "create", &name, "--volume", volume])?;
         times.push((begin, now()?));
-        told.extend(pause_of(&answer));
+        told.extend(pause_ms(&answer));
         std::thread::sleep(Duration::from_millis(100)); // some load between two snapshots
     }
     // fio writes its logs when it is asked to end, not when it is killed.
@@ -111,12 +111,6 @@ fn snapshots(shale: &Shale, volume: &str, uri: &str) -> Result<Pauses> {
         Ok(worst as f64 / 1e6)
     });
     Ok(Pauses { seen: seen.collect::<Result<_>>()?, told })
-}
-
-/// What the finished task says of its pause.
-fn pause_of(answer: &Value) -> Option<f64> {
-    let find = |value: &Value| value.get("pause_us").and_then(Value::as_f64);
-    find(answer).or_else(|| find(&answer["result"])).map(|microseconds| microseconds / 1e3)
 }
 
 fn now() -> Result<u64> {

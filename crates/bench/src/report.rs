@@ -77,7 +77,7 @@ fn machine(options: &Options) -> Result<Vec<(&'static str, String)>> {
     // The third part and what follows name somebody's build.
     let kernel = kernel.trim().split('-').next().unwrap_or("").to_owned();
     let file_system = |dir: &std::path::Path| -> Result<String> {
-        text(Command::new("stat").args(["-f", "-c", "%T"]).arg(dir))
+        text(Command::new("findmnt").args(["-n", "-o", "FSTYPE", "-T"]).arg(dir))
     };
     let first = |program: &str| -> Result<String> {
         Ok(text(Command::new(program).arg("--version"))?.lines().next().unwrap_or("").to_owned())

@@ -13,7 +13,7 @@ pub const TOOLS: &[(&str, &str)] = &[
     ("/usr/bin/qemu-storage-daemon", "qemu-system-common"),
     ("/usr/bin/vhdiexport", "libvhdi-utils"),
     ("/usr/bin/vhdiinfo", "libvhdi-utils"),
-    ("/usr/lib/python3/dist-packages/pyvhdi.so", "python3-libvhdi"),
+    ("/usr/share/doc/python3-libvhdi/copyright", "python3-libvhdi"),
     ("/usr/bin/python3", "python3"),
     ("/usr/bin/nbdinfo", "libnbd-bin"),
     ("/usr/bin/nbdcopy", "libnbd-bin"),

@@ -369,6 +369,12 @@ impl Drop for Shale {
     }
 }
 
+/// How long a snapshot held its guests' requests, as its task tells it; milliseconds.
+pub fn pause_ms(answer: &Value) -> Option<f64> {
+    let inside = || answer.as_object()?.values().find_map(pause_ms);
+    answer.get("pauseMs").and_then(Value::as_f64).or_else(inside)
+}
+
 /// Runs a command to its end, whatever comes of it.
 pub fn said(command: &mut Command) -> Result<Said> {
     let output = command.stdin(Stdio::null()).output()?;

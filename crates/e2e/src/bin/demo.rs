@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use e2e::shale::pause_ms;
 use e2e::{Connection, Guest, Shale, guest, qemu, tools};
 use serde_json::Value;
 
@@ -87,8 +88,8 @@ fn live_and_die(demo: &mut Demo, shale: &Shale, connection: &Connection) -> Resu
     demo.did("snapshot create good --volume web");
     let took = begin.elapsed();
     guest.finish(job)?;
-    let pause = pause(&answer)
-        .map_or_else(String::new, |pause| format!("; the guest's I/O paused {pause}"));
+    let pause = pause_ms(&answer)
+        .map_or_else(String::new, |pause| format!("; the guest's I/O paused for {pause:.1} ms"));
     demo.note(&format!("the command took {}{pause}", seconds(took)));
     demo.note(&space(shale, "web")?);
 
@@ -175,13 +176,6 @@ fn space(shale: &Shale, volume: &str) -> Result<String> {
     let space = shale.json(&["volume", "show", volume])?["space"].clone();
     let (used, provisioned) = (bytes(&space, "used")?, bytes(&space, "provisioned")?);
     Ok(format!("used {} of {} provisioned", size(used), size(provisioned)))
-}
-
-/// What the finished task says of the pause.
-fn pause(answer: &Value) -> Option<String> {
-    let find = |value: &Value| value.get("pause_us").and_then(Value::as_u64);
-    let pause = find(answer).or_else(|| find(&answer["result"]))?;
-    Some(seconds(Duration::from_micros(pause)))
 }
 
 fn bytes(value: &Value, field: &str) -> Result<u64> {
