@@ -18,10 +18,12 @@
 //! - Guest data never eats the head-room that records and deletes need.
 
 pub mod conformance;
+mod dir;
 mod error;
 mod name;
 mod store;
 
+pub use dir::{DirHandle, DirStore};
 pub use error::{DatastoreError, Result};
 pub use name::{Kind, NameError, ObjectName};
 pub use store::{

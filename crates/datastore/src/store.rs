@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::rc::Rc;
 
+pub use blockio::Access;
 use io::{BlockFile, ByteCount, Io};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
@@ -13,16 +14,6 @@ use crate::name::{Kind, ObjectName};
 
 /// Longest object that `get` and `put` carry.
 pub const MAX_OBJECT: ByteCount = ByteCount::mib(16);
-
-/// How a file is opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Reading; any number at once, also beside a writer.
-    Read,
-    /// Reading and writing, as the only writer: `Busy` while another handle, or a dead process's
-    /// last request, still holds the file.
-    Write,
-}
 
 /// A content's version: its SHA-256.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

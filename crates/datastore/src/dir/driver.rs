@@ -14,7 +14,7 @@ use io::{
 
 use super::Inner;
 use super::headroom::Door;
-use crate::error::{DatastoreError, Result};
+use crate::error::Result;
 use crate::name::{Kind, ObjectName};
 use crate::store::{
     Access, Capabilities, Expected, FileStore, Identity, ObjectInfo, Space, Version,

@@ -53,8 +53,7 @@ pub(super) fn write_new(dir: &OwnedFd, name: &str, content: &[u8]) -> Result<(),
 
 /// Creates an empty file that did not exist.
 pub(super) fn create(dir: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
-    let flags =
-        OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(dir, name, flags, FILE_MODE)
 }
 

@@ -89,8 +89,7 @@ impl HeadRoom {
     /// The head-room in `file`, of which `held` bytes are there, and which wants to be `want`.
     pub(super) fn new(file: Option<OwnedFd>, want: u64, held: u64) -> Self {
         let whole = file.is_none() || held >= want;
-        let phase =
-            if whole { Phase::Whole { guests: 0 } } else { Phase::Lent { borrowers: 0 } };
+        let phase = if whole { Phase::Whole { guests: 0 } } else { Phase::Lent { borrowers: 0 } };
         let state = State { phase, waiting: Vec::new() };
         Self { file, want, held: Mutex::new(held), state: Mutex::new(state) }
     }
@@ -261,4 +260,79 @@ pub(super) fn fill(file: &OwnedFd, mut held: u64, want: u64) -> u64 {
         }
     }
     held
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::{Door, HeadRoom, LEAST, MOST, SLICE, size_for};
+
+    fn poll<T>(future: impl Future<Output = T>) -> Option<T> {
+        match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(output) => Some(output),
+            Poll::Pending => None,
+        }
+    }
+
+    fn held(want: u64) -> HeadRoom {
+        let file = tempfile::tempfile().unwrap().into();
+        let held = super::fill(&file, 0, want);
+        assert_eq!(held, want);
+        HeadRoom::new(Some(file), want, held)
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(size_for(0), LEAST);
+        assert_eq!(size_for(1 << 30), 10_747_904);
+        assert_eq!(size_for(u64::MAX), MOST);
+    }
+
+    #[test]
+    fn n1_guests_and_borrowers_exclude_each_other() {
+        let room = held(4 * SLICE);
+        assert_eq!(poll(room.enter()), Some(Door::Entered));
+        assert_eq!(poll(room.enter()), Some(Door::Entered));
+        let mut borrower = pin!(room.borrow());
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(borrower.as_mut().poll(&mut context).is_pending(), "a guest was inside");
+        assert_eq!(poll(room.enter()), None, "a guest came in before a waiting borrower");
+        room.leave();
+        assert!(borrower.as_mut().poll(&mut context).is_pending(), "a guest was inside");
+        room.leave();
+        assert!(borrower.as_mut().poll(&mut context).is_ready());
+
+        assert_eq!(poll(room.enter()), None, "a guest came in while head-room was lent");
+        assert!(room.release_slice().unwrap());
+        assert_eq!(room.missing(), SLICE);
+        room.settle();
+        assert_eq!(room.missing(), 0, "the slice was not put back");
+        assert_eq!(poll(room.enter()), Some(Door::Entered));
+    }
+
+    #[test]
+    fn n1_the_last_of_several_borrowers_puts_back() {
+        let room = held(2 * SLICE);
+        assert_eq!(poll(room.borrow()), Some(()));
+        assert_eq!(poll(room.borrow()), Some(()));
+        assert_eq!([(); 3].map(|()| room.release_slice().unwrap()), [true, true, false]);
+        room.settle();
+        room.refill();
+        assert_eq!(room.missing(), 2 * SLICE, "put back under a borrower's hands");
+        assert_eq!(poll(room.enter()), None);
+        room.settle();
+        assert_eq!(room.missing(), 0);
+    }
+
+    #[test]
+    fn without_a_file_there_is_nothing_to_lend() {
+        let room = HeadRoom::new(None, LEAST, 0);
+        assert!(room.is_counted());
+        assert_eq!((room.missing(), poll(room.borrow())), (LEAST, Some(())));
+        assert!(!room.release_slice().unwrap());
+        room.settle();
+        assert_eq!(poll(room.enter()), Some(Door::Entered));
+    }
 }

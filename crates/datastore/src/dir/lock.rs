@@ -34,7 +34,7 @@ impl Lock {
     /// Takes the lock, or says who holds it. Nothing is written yet.
     pub(super) fn take(place: &Place) -> Result<Self> {
         loop {
-            let made = files::stat(&place.fd, FILE) == Err(Errno::NOENT);
+            let made = matches!(files::stat(&place.fd, FILE), Err(Errno::NOENT));
             let flags = OFlags::RDWR
                 | OFlags::CREATE
                 | OFlags::NOFOLLOW

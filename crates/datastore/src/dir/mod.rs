@@ -23,6 +23,8 @@ mod lock;
 mod objects;
 mod place;
 mod temp;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -359,8 +361,8 @@ fn open_head_room(place: &Place, capabilities: &Capabilities) -> Result<HeadRoom
     }
     let flags =
         OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(&place.fd, headroom::FILE, flags, files::FILE_MODE)
-        .map_err(failed)?;
+    let file =
+        rustix::fs::openat(&place.fd, headroom::FILE, flags, files::FILE_MODE).map_err(failed)?;
     let stat = rustix::fs::fstat(&file).map_err(failed)?;
     if !files::is_regular(&stat) {
         return Err(place.refuse(IoErrorKind::Corrupt, "its shale.reserve is not a regular file"));

@@ -7,6 +7,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use io::IoErrorKind;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
@@ -123,7 +124,7 @@ fn judge(magic: u32, mount: &Mount) -> (String, Verdict) {
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) path: PathBuf,
-    pub(super) fd: OwnedFd,
+    pub(super) fd: Arc<OwnedFd>,
     pub(super) file_system: String,
     pub(super) persistent: bool,
     pub(super) device: Device,
@@ -170,7 +171,7 @@ impl Place {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let path = path.canonicalize().map_err(|error| {
             let problem = match error.raw_os_error() {
-                Some(libc_enoent) if libc_enoent == Errno::NOENT.raw_os_error() => {
+                Some(number) if number == Errno::NOENT.raw_os_error() => {
                     "it does not exist; create the directory first (and mount what belongs there)"
                         .to_owned()
                 }
@@ -205,7 +206,13 @@ impl Place {
             file_system: file_system_id(fd.as_fd(), &file_system, &mount),
             inode: stat.st_ino,
         };
-        Ok(Self { path, fd, file_system, persistent: verdict == Verdict::Local, device })
+        Ok(Self {
+            path,
+            fd: Arc::new(fd),
+            file_system,
+            persistent: verdict == Verdict::Local,
+            device,
+        })
     }
 
     /// An error about this directory.
