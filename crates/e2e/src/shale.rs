@@ -215,9 +215,8 @@ impl Shale {
             let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let words: Vec<_> =
                 line.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
-            if words.get(1).is_some_and(|word| word == "node")
-                && words.iter().any(|word| **word == data)
-            {
+            let has = |word: &str| words.iter().any(|of| of == word);
+            if has("node") && (has(&data) || has(&format!("--data={data}"))) {
                 return Ok(pid);
             }
         }
