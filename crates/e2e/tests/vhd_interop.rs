@@ -101,15 +101,19 @@ impl Random {
         (self.0 >> 33) % end
     }
 
-    /// Writes sectors at random into the layer and into the plain disk, its ends included.
-    fn fill(&mut self, layer: &Layer, plain: &mut [u8]) -> Result<()> {
+    /// Writes runs of `grain` sectors at random into the layer and into the plain disk, its ends
+    /// included.
+    fn fill(&mut self, layer: &Layer, plain: &mut [u8], grain: u64) -> Result<()> {
         let sectors = plain.len() as u64 / 512;
         let ends = [0, sectors - 1];
-        for sector in (0..40).map(|_| self.below(sectors)).chain(ends).collect::<Vec<_>>() {
+        for first in (0..40).map(|_| self.below(sectors)).chain(ends).collect::<Vec<_>>() {
             let bytes = [u8::try_from(self.below(256))?; 512];
-            layer.write(sector, &bytes)?;
-            let at = usize::try_from(sector * 512)?;
-            plain[at..at + 512].copy_from_slice(&bytes);
+            let first = first / grain * grain;
+            for sector in first..(first + grain).min(sectors) {
+                layer.write(sector, &bytes)?;
+                let at = usize::try_from(sector * 512)?;
+                plain[at..at + 512].copy_from_slice(&bytes);
+            }
         }
         Ok(())
     }
@@ -225,7 +229,7 @@ fn qemu_and_libvhdi_read_our_dynamic_layers() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let layer = Layer::dynamic(dir.path(), seed.into(), sectors)?;
         let mut plain = disk(sectors)?;
-        Random(seed).fill(&layer, &mut plain)?;
+        Random(seed).fill(&layer, &mut plain, 1)?;
         // QEMU looks at the start first, so it reads a file that was not closed, too
         qemu_agrees(layer.path()?, &plain, dir.path())?;
         layer.close()?;
@@ -243,7 +247,7 @@ fn qemu_and_libvhdi_read_our_fixed_layers() -> Result<()> {
         let new = create::fixed(Uuid::from_u128(seed.into()), SectorCount(sectors), NOW)?;
         let layer = Layer::create(dir.path(), &new)?;
         let mut plain = disk(sectors)?;
-        Random(seed).fill(&layer, &mut plain)?;
+        Random(seed).fill(&layer, &mut plain, 1)?;
         qemu_agrees(layer.path()?, &plain, dir.path())?;
         we_agree(&[&layer.path], &plain)?;
         libvhdi_agrees(&[layer], &plain, dir.path())?;
@@ -251,19 +255,21 @@ fn qemu_and_libvhdi_read_our_fixed_layers() -> Result<()> {
     Ok(())
 }
 
+/// In runs of 8 sectors: after a set bit in a byte of a bitmap, libvhdi 20210425 takes the rest of
+/// that byte for set as well (measured), and reads the child where it should read the parent.
 #[test]
 fn libvhdi_reads_our_chains() -> Result<()> {
     for depth in [1u64, 3, 33] {
         let dir = tempfile::tempdir()?;
         let mut random = Random(depth);
-        let sectors = 4096 * 3 + 5;
+        let (sectors, grain) = (4096 * 3 + 5, 8);
         let mut plain = disk(sectors)?;
         let mut layers = vec![Layer::dynamic(dir.path(), 1, sectors)?];
-        random.fill(&layers[0], &mut plain)?;
+        random.fill(&layers[0], &mut plain, grain)?;
         for id in 0..depth {
             let parent = layers.last().context("a base")?;
             let layer = Layer::child(dir.path(), u128::from(id) + 2, parent, sectors)?;
-            random.fill(&layer, &mut plain)?;
+            random.fill(&layer, &mut plain, grain)?;
             layers.push(layer);
         }
         layers.iter().try_for_each(Layer::close)?;
