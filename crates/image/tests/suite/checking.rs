@@ -5,7 +5,7 @@ use image::{Bitmap, BlockIndex, Repair, Sector, Trust, bat};
 
 use crate::support::{Layer, check};
 
-type Damage = Box<dyn Fn(&mut Layer)>;
+type Damage<'a> = Box<dyn Fn(&mut Layer) + 'a>;
 
 fn three_blocks() -> Layer {
     let mut layer = Layer::base(1, 3 * 4096);
@@ -34,7 +34,7 @@ fn a_clean_file_has_no_findings() {
 fn what_is_wrong_is_found() {
     let clean = three_blocks();
     let entry = |block| clean.entry(BlockIndex(block)).unwrap();
-    let table: Vec<(&str, Damage, Vec<Finding>)> = vec![
+    let table: Vec<(&str, Damage<'_>, Vec<Finding>)> = vec![
         (
             "two entries of one block",
             Box::new(|layer| set_entry(layer, 0, entry(1).0)),
