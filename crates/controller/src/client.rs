@@ -2,8 +2,9 @@
 
 use futures_util::Stream;
 use http_body_util::{BodyExt, Full};
+pub use hyper::Method;
 use hyper::body::Bytes;
-use hyper::{Method, Request, StatusCode, Uri, header};
+use hyper::{Request, StatusCode, Uri, header};
 use hyper_util::rt::TokioIo;
 use model::{Code, Event, Page, Problem};
 use serde::Serialize;

@@ -31,4 +31,4 @@ mod tokens;
 
 pub use api::{AuditEntry, System, openapi};
 pub use serve::{Announcement, ServeOptions, Served, serve, stop_node};
-pub use supervise::NodeCommand;
+pub use supervise::{NodeCommand, ended};

@@ -101,7 +101,7 @@ async fn start(command: &NodeCommand, data: &Path) -> Result<std::process::ExitS
 }
 
 /// Returns when process `pid` has ended.
-pub(crate) async fn ended(pid: u32) -> std::io::Result<()> {
+pub async fn ended(pid: u32) -> std::io::Result<()> {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
     let fd = match pidfd_open(pid, PidfdFlags::empty()) {
         Err(rustix::io::Errno::SRCH) => return Ok(()),

@@ -1,0 +1,456 @@
+//! What can be said: noun verb. The help of every command is kept in tests/grammar.txt.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use model::{Name, Protocol, Reference, Role, Size, TaskState, VolumeKind};
+
+/// Thin, snapshottable, cloneable disks for virtual machines.
+#[derive(Debug, Parser)]
+#[command(name = "shale", version, max_term_width = 100, after_help = EXITS)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXITS: &str = "Exit status: 0 ok, 1 failed, 2 usage, 3 not found, 4 conflict, busy or \
+                     refused, 5 no space, 6 denied, 7 time-out (the task goes on).\n\
+                     Environment: SHALE_URL and SHALE_TOKEN name a server and the token for it; \
+                     without them, those of the data directory are used.";
+
+/// Where the system is, and how to print.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Place {
+    /// Data directory; default: $XDG_DATA_HOME/shale, or /var/lib/shale as root
+    #[arg(long, global = true, value_name = "DIR", env = "SHALE_DATA", hide_env = true)]
+    pub(crate) data: Option<PathBuf>,
+    /// Address of the server
+    #[arg(long, global = true, value_name = "URL", env = "SHALE_URL", hide_env = true)]
+    pub(crate) url: Option<String>,
+    /// How to print
+    #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table")]
+    pub(crate) output: Format,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Columns
+    Table,
+    /// More columns
+    Wide,
+    /// JSON, sizes in bytes
+    Json,
+    /// YAML, sizes in bytes
+    Yaml,
+    /// Names only
+    Name,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start the system: REST, console, and a node beside it
+    Serve(Serve),
+    /// Run this host's node (`serve` starts it by itself)
+    Node(Node),
+    /// Stop the server and its node, with every connection to volumes
+    Down(Down),
+    /// Storage to keep volumes on
+    #[command(subcommand)]
+    Datastore(Datastore),
+    /// Virtual disks
+    #[command(subcommand)]
+    Volume(Volume),
+    /// Points in time of volumes
+    #[command(subcommand)]
+    Snapshot(Snapshot),
+    /// Frozen volumes to make others from
+    #[command(subcommand)]
+    Template(Template),
+    /// Work that takes time
+    #[command(subcommand)]
+    Task(Task),
+    /// What needs a person
+    #[command(subcommand)]
+    Alarm(Alarm),
+    /// Who may do what
+    #[command(subcommand)]
+    Token(Token),
+    /// Print a completion script
+    Completion {
+        /// For which shell
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// Where to listen; loopback only
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7070")]
+    pub(crate) listen: SocketAddr,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Node {
+    /// Begin a session of its own, so that it outlives the terminal it was started from
+    #[arg(long)]
+    pub(crate) session: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Down {}
+
+/// Whether to wait for the work's end.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Waiting {
+    /// Wait until the work has ended (the default)
+    #[arg(long, overrides_with = "no_wait")]
+    pub(crate) wait: bool,
+    /// Print the task and do not wait
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+    /// Stop waiting after this long and exit with 7; the task goes on
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) timeout: Option<u64>,
+}
+
+/// Only try it out.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Try {
+    /// Change nothing; print what it would take, free and move
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// Consent.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Consent {
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Datastore {
+    /// Make a datastore in a directory, or adopt the one that is there
+    Create {
+        name: Name,
+        /// An existing directory
+        #[arg(long)]
+        dir: PathBuf,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+    /// List datastores
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show a datastore
+    Show { name: Reference },
+    /// Check every object of a datastore
+    Check {
+        name: Reference,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+    /// Remove a datastore that holds no volumes
+    Delete {
+        name: Reference,
+        #[command(flatten)]
+        consent: Consent,
+        #[command(flatten)]
+        tried: Try,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Volume {
+    /// Make a volume
+    Create {
+        name: Name,
+        #[arg(long)]
+        datastore: Reference,
+        /// What a guest sees: 10G, 512M, or bytes
+        #[arg(long)]
+        size: Size,
+        /// thin, lazy or fixed
+        #[arg(long, default_value = "thin")]
+        kind: VolumeKind,
+        #[command(flatten)]
+        tried: Try,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+    /// List volumes
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only those on this datastore
+        #[arg(long)]
+        datastore: Option<Reference>,
+    },
+    /// Show a volume
+    Show { name: Reference },
+    /// Give a volume another name
+    Rename {
+        name: Reference,
+        new_name: Name,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+    /// Make a volume larger
+    Resize {
+        name: Reference,
+        #[arg(long)]
+        size: Size,
+        #[command(flatten)]
+        tried: Try,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+    /// Delete a volume and its snapshots
+    Delete {
+        name: Reference,
+        #[command(flatten)]
+        consent: Consent,
+        #[command(flatten)]
+        tried: Try,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+    /// Open a way to a volume, and print it
+    Connect {
+        name: Reference,
+        /// nbd or vhost-user
+        #[arg(long, default_value = "nbd")]
+        protocol: Protocol,
+        /// Listen on a loopback TCP port instead of a unix socket
+        #[arg(long)]
+        tcp: bool,
+        /// Show this snapshot instead of the current state
+        #[arg(long, requires = "read_only")]
+        snapshot: Option<Reference>,
+        /// Refuse writes
+        #[arg(long)]
+        read_only: bool,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+    /// Close the ways to a volume
+    Disconnect {
+        name: Reference,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+    /// Make linked clones (or full copies) of a volume
+    Clone {
+        name: Reference,
+        #[command(flatten)]
+        copies: Copies,
+        /// From this snapshot instead of the current state
+        #[arg(long)]
+        snapshot: Option<Reference>,
+        #[command(flatten)]
+        tried: Try,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+    /// Make full copies of a volume
+    Copy {
+        name: Reference,
+        #[command(flatten)]
+        copies: FullCopies,
+        /// From this snapshot instead of the current state
+        #[arg(long)]
+        snapshot: Option<Reference>,
+        #[command(flatten)]
+        tried: Try,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+}
+
+/// What to make of a volume or template.
+#[derive(Debug, Args)]
+pub(crate) struct Copies {
+    #[command(flatten)]
+    pub(crate) full: FullCopies,
+    /// Share the source's data (the default)
+    #[arg(long, conflicts_with = "full")]
+    pub(crate) linked: bool,
+    /// Copy the source's data
+    #[arg(id = "full", long = "full")]
+    pub(crate) is_full: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FullCopies {
+    /// Name of the new volume; may be repeated
+    #[arg(id = "new", long = "name", value_name = "NEW", required = true)]
+    pub(crate) names: Vec<Name>,
+    /// Make this many, named NEW-1, NEW-2 and so on
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) count: Option<u32>,
+    /// Kind of a full copy; default: the source's
+    #[arg(long)]
+    pub(crate) kind: Option<VolumeKind>,
+    /// Where a full copy goes; default: beside the source
+    #[arg(long)]
+    pub(crate) datastore: Option<Reference>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Snapshot {
+    /// Snapshot volumes at one point in time, all or none
+    Create {
+        name: Name,
+        /// A volume; may be repeated
+        #[arg(long = "volume", value_name = "VOLUME", required = true)]
+        volumes: Vec<Reference>,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+    /// List snapshots
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only those of this volume
+        #[arg(long)]
+        volume: Option<Reference>,
+    },
+    /// Show a volume's snapshots as a tree, with the place it is at
+    Tree {
+        #[arg(long)]
+        volume: Reference,
+    },
+    /// Bring a volume back to a snapshot; what was written since is lost
+    Revert {
+        name: Reference,
+        #[arg(long)]
+        volume: Reference,
+        #[command(flatten)]
+        consent: Consent,
+        #[command(flatten)]
+        tried: Try,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+    /// Delete a snapshot; what later states need of it is kept
+    Delete {
+        name: Reference,
+        #[arg(long)]
+        volume: Reference,
+        #[command(flatten)]
+        consent: Consent,
+        #[command(flatten)]
+        tried: Try,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+    /// What differs between two points in time
+    Diff {
+        #[arg(long)]
+        volume: Reference,
+        /// The earlier snapshot; default: an empty disk
+        #[arg(long)]
+        from: Option<Reference>,
+        /// The later snapshot; default: the current state
+        #[arg(long)]
+        to: Option<Reference>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Template {
+    /// Make a template of a volume, or of one of its snapshots
+    Create {
+        name: Name,
+        /// The volume; without --snapshot it becomes the template
+        #[arg(long, value_name = "VOLUME")]
+        from: Reference,
+        /// Of this snapshot, leaving the volume as it is
+        #[arg(long)]
+        snapshot: Option<Reference>,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+    /// List templates
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only those on this datastore
+        #[arg(long)]
+        datastore: Option<Reference>,
+    },
+    /// Make volumes from a template, all or none
+    Deploy {
+        name: Reference,
+        #[command(flatten)]
+        copies: Copies,
+        #[command(flatten)]
+        tried: Try,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+    /// Delete a template
+    Delete {
+        name: Reference,
+        #[command(flatten)]
+        consent: Consent,
+        #[command(flatten)]
+        tried: Try,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Task {
+    /// List tasks, newest first
+    #[command(visible_alias = "ls")]
+    List {
+        /// Only those in this state
+        #[arg(long)]
+        state: Option<TaskState>,
+    },
+    /// Show a task
+    Show { id: Reference },
+    /// Follow a task to its end, or all tasks
+    Watch { id: Option<Reference> },
+    /// Ask a task to end early
+    Cancel {
+        id: Reference,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Alarm {
+    /// List alarms, the worst first
+    #[command(visible_alias = "ls")]
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Token {
+    /// Make a token and print its secret, this once
+    Create {
+        name: Name,
+        /// admin, storage-admin, operator or reader
+        #[arg(long)]
+        role: Role,
+    },
+    /// List tokens
+    #[command(visible_alias = "ls")]
+    List,
+    /// Revoke a token; it stops working at once
+    #[command(visible_alias = "delete")]
+    Revoke {
+        name: Reference,
+        #[command(flatten)]
+        consent: Consent,
+    },
+}

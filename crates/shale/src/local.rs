@@ -1,0 +1,128 @@
+//! The processes of this host: `serve`, `node`, `down`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use controller::client::{Client, Method};
+use controller::{Announcement, NodeCommand, ServeOptions, Served};
+use model::{Code, Exit, Problem};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::grammar::{Node, Place, Serve};
+use crate::output;
+use crate::session::{Session, data_dir};
+
+/// How long `down` waits for the server's end.
+const DOWN: Duration = Duration::from_secs(90);
+
+/// Logs go to stderr: SHALE_LOG says what, SHALE_LOG_FORMAT=json how.
+fn log() {
+    let filter =
+        EnvFilter::try_from_env("SHALE_LOG").unwrap_or_else(|_unset| EnvFilter::new("info"));
+    let json = std::env::var("SHALE_LOG_FORMAT").is_ok_and(|format| format == "json");
+    let plain = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    // an error says that logging is set up already
+    if json {
+        plain.json().try_init().ok()
+    } else {
+        plain.try_init().ok()
+    };
+}
+
+pub(crate) fn serve(place: &Place, command: Serve) -> Result<Exit, Problem> {
+    log();
+    let data = data_dir(place)?;
+    let data = std::path::absolute(&data).unwrap_or(data);
+    let program = std::env::current_exe().map_err(|e| {
+        Problem::new(Code::Internal, format!("The own program file cannot be found: {e}."))
+    })?;
+    let arguments =
+        vec!["node".into(), "--data".into(), data.clone().into_os_string(), "--session".into()];
+    let options = ServeOptions {
+        data,
+        listen: command.listen,
+        node: Some(NodeCommand { program, arguments }),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| Problem::new(Code::Internal, format!("No threads for the server: {e}.")))?;
+    let result = runtime.block_on(async {
+        let served = controller::serve(options).await?;
+        announce(&served)?;
+        let signals = |kind| {
+            signal(kind).map_err(|e| {
+                Problem::new(Code::Internal, format!("Signals cannot be received: {e}."))
+            })
+        };
+        let (mut interrupt, mut terminate) =
+            (signals(SignalKind::interrupt())?, signals(SignalKind::terminate())?);
+        tokio::select! {
+            _ = interrupt.recv() => served.close(),
+            _ = terminate.recv() => served.close(),
+            () = served.closed() => {}
+        }
+        served.finish().await
+    });
+    // what still blocks must not keep the process: nothing of it is half-written
+    runtime.shutdown_background();
+    result.map(|()| Exit::Ok)
+}
+
+fn announce(served: &Served) -> Result<(), Problem> {
+    if !served.node_ready {
+        tracing::warn!("the node does not answer yet; see node.log in the data directory");
+    }
+    output::print(&format!("console  {}/\ntoken    {}\n", served.url, served.token_file.display()))
+}
+
+pub(crate) fn node(place: &Place, command: &Node) -> Result<Exit, Problem> {
+    if command.session {
+        // refused only for a process that leads a group already, which then is apart anyway
+        rustix::process::setsid().ok();
+    }
+    log();
+    let data = data_dir(place)?;
+    let node = node::Node::start(&node::Options::new(data))
+        .map_err(|e| Problem::new(Code::Internal, format!("The node cannot start: {e}.")))?;
+    node.wait();
+    Ok(Exit::Ok)
+}
+
+/// Through the server where one runs; else the node alone.
+pub(crate) fn down(place: &Place) -> Result<Exit, Problem> {
+    let runtime = crate::runtime()?;
+    let local = data_dir(place).ok();
+    let server = local.as_deref().and_then(Announcement::read).filter(is_alive);
+    if server.is_none() && place.url.is_none() {
+        let data = local.unwrap_or_else(|| PathBuf::from("."));
+        let stopped = runtime.block_on(controller::stop_node(&data))?;
+        output::print(if stopped { "the node is stopped\n" } else { "nothing is running\n" })?;
+        return Ok(Exit::Ok);
+    }
+    let session = Session::open(place)?;
+    let client: &Client = &session.client;
+    runtime.block_on(client.call::<(), ()>(Method::POST, "/api/v1/system/down", None))?;
+    if let Some(server) = server.filter(|_| place.url.is_none()) {
+        let ended = controller::ended(server.pid);
+        let late = runtime.block_on(async { tokio::time::timeout(DOWN, ended).await.is_err() });
+        runtime.shutdown_background();
+        if late {
+            return Err(Problem::new(Code::TimeOut, "The server has not ended yet.")
+                .hint("it goes on stopping by itself"));
+        }
+    }
+    output::print("stopped\n")?;
+    Ok(Exit::Ok)
+}
+
+/// A server that was killed leaves its announcement behind.
+fn is_alive(server: &Announcement) -> bool {
+    let pid = i32::try_from(server.pid).ok().and_then(rustix::process::Pid::from_raw);
+    pid.is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
+}
