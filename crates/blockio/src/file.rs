@@ -206,8 +206,18 @@ impl File {
         (start, ByteCount(end - start).as_len())
     }
 
+    /// Whoever writes the file may have extended it since we opened it for reading.
+    fn look_at_length(&self) -> Result<()> {
+        let stat = rustix::fs::fstat(&self.fd).map_err(|e| self.system("examining", e.into()))?;
+        self.len.set(u64::try_from(stat.st_size).unwrap_or(0));
+        Ok(())
+    }
+
     async fn read(&self, at: u64, into: &IoBuf) -> Result<()> {
         let range = ByteRange { start: ByteOffset(at), len: into.count() };
+        if self.access == Access::Read && !range.is_within(ByteCount(self.len.get())) {
+            self.look_at_length()?;
+        }
         self.check_inside(range, self.len.get())?;
         self.check_length(into.len())?;
         if self.is_aligned(at, into.len()) && self.suits(into) {
@@ -335,7 +345,8 @@ impl File {
                 Ok(())
             }
             Err(error) => {
-                // A full file system keeps what it got so far, and lengthens the file by it.
+                // A full file system keeps what it got so far, and lengthens the file by it. What
+                // it put into holes before the old end stays: it reads as zero, and is ours.
                 if end > before
                     && let Err(error) = self.ring.ftruncate(&self.fd, before).await
                 {

@@ -39,7 +39,7 @@ fn pattern(len: usize, salt: usize) -> Vec<u8> {
 }
 
 /// A directory with a file `f` of `content`, opened for writing, on each backend.
-fn with_file(content: &[u8], test: impl AsyncFn(&Ring, &Path, FileDevice)) {
+fn with_file(content: &[u8], test: &impl AsyncFn(&Ring, &Path, FileDevice)) {
     for choice in [Choice::Threads, Choice::Best] {
         let (executor, ring) = Ring::start_with(choice).unwrap();
         let dir = tempfile::tempdir().unwrap();
@@ -57,7 +57,7 @@ async fn open(ring: &Ring, dir: &Path, access: Access) -> Result<FileDevice> {
 
 #[test]
 fn writes_are_read_back_whatever_the_memory() {
-    with_file(&[], async |_, dir, file| {
+    with_file(&[], &async |_, dir, file| {
         let bytes = pattern(64 * 1024, 0);
         write(&file, 4096, IoBuf::copied(&bytes), Durability::Cached).await.unwrap();
         assert_eq!(file.info().size, ByteCount(4096 + 64 * KIB));
@@ -76,7 +76,7 @@ fn writes_are_read_back_whatever_the_memory() {
 
 #[test]
 fn a_disk_of_large_blocks_takes_single_sectors() {
-    with_file(&pattern(8192, 1), async |_, dir, mut file| {
+    with_file(&pattern(8192, 1), &async |_, dir, mut file| {
         let inner = Rc::get_mut(&mut file.0).unwrap();
         inner.direct = Some(Direct { memory: 4096, offset: 4096 });
         let mut expected = pattern(8192, 1);
@@ -100,7 +100,7 @@ fn a_disk_of_large_blocks_takes_single_sectors() {
 
 #[test]
 fn a_file_whose_length_is_no_multiple_of_anything_is_read_to_its_end() {
-    with_file(&pattern(5000, 2), async |_, _, file| {
+    with_file(&pattern(5000, 2), &async |_, _, file| {
         assert_eq!(file.info().size.0, 5000);
         assert_eq!(read_vec(&file, 4608, 392).await, pattern(5000, 2)[4608..]);
         let beyond = read(&file, 4608, &IoBuf::zeroed(512)).await.unwrap_err();
@@ -110,13 +110,15 @@ fn a_file_whose_length_is_no_multiple_of_anything_is_read_to_its_end() {
 
 #[test]
 fn rule_p1_one_writer_and_its_lock_lives_with_the_io() {
-    with_file(&[1; 4096], async |ring, dir, file| {
+    with_file(&[1; 4096], &async |ring, dir, file| {
         let busy = open(ring, dir, Access::Write).await.unwrap_err();
         assert_eq!(busy.kind, IoErrorKind::Busy);
         let me = format!("process {}", std::process::id());
         assert!(busy.to_string().contains(&me), "{busy}");
         let reader = open(ring, dir, Access::Read).await.unwrap();
         assert_eq!(read_vec(&reader, 0, 512).await, [1; 512]);
+        write(&file, 4096, IoBuf::copied(&[4; 512]), Durability::Cached).await.unwrap();
+        assert_eq!(read_vec(&reader, 4096, 512).await, [4; 512], "a reader sees growth");
         let refused = write(&reader, 0, IoBuf::zeroed(512), Durability::Cached).await.unwrap_err();
         assert_eq!(refused.kind, IoErrorKind::ReadOnly);
 
@@ -137,7 +139,7 @@ fn rule_p1_one_writer_and_its_lock_lives_with_the_io() {
 
 #[test]
 fn clearing_reads_zero_and_gives_space_back() {
-    with_file(&pattern(256 * 1024, 3), async |_, _, file| {
+    with_file(&pattern(256 * 1024, 3), &async |_, _, file| {
         file.submit(Request::Flush).await.unwrap();
         let before = file.used().await.unwrap().0;
         clear(&file, ByteRange::new(60 * KIB, 128 * KIB), Clear::Deallocate).await;
@@ -164,7 +166,7 @@ fn clearing_reads_zero_and_gives_space_back() {
 
 #[test]
 fn clearing_without_the_file_systems_help_writes_zeros() {
-    with_file(&pattern(3 << 20, 4), async |_, _, file| {
+    with_file(&pattern(3 << 20, 4), &async |_, _, file| {
         file.0.can_punch.set(false);
         file.0.can_zero.set(false);
         let len = 3 * KIB * KIB - 1024;
@@ -180,7 +182,7 @@ fn clearing_without_the_file_systems_help_writes_zeros() {
 
 #[test]
 fn reserving_takes_space_and_failing_takes_none() {
-    with_file(&pattern(4096, 5), async |_, dir, file| {
+    with_file(&pattern(4096, 5), &async |_, dir, file| {
         file.reserve(ByteRange::new(0, 1024 * KIB)).await.unwrap();
         assert_eq!(file.info().size, ByteCount::mib(1));
         assert!(file.used().await.unwrap() >= ByteCount::mib(1));
@@ -196,7 +198,7 @@ fn reserving_takes_space_and_failing_takes_none() {
 
 #[test]
 fn truncating_cuts_and_extends_with_zeros() {
-    with_file(&pattern(16 * 1024, 6), async |_, dir, file| {
+    with_file(&pattern(16 * 1024, 6), &async |_, dir, file| {
         file.truncate(ByteCount(512)).await.unwrap();
         file.truncate(ByteCount::kib(8)).await.unwrap();
         let mut expected = pattern(16 * 1024, 6);
@@ -211,7 +213,7 @@ fn truncating_cuts_and_extends_with_zeros() {
 
 #[test]
 fn what_is_no_plain_file_is_refused() {
-    with_file(&[], async |ring, dir, file| {
+    with_file(&[], &async |ring, dir, file| {
         drop(file);
         fs::remove_file(dir.join("f")).unwrap();
         let missing = open(ring, dir, Access::Read).await.unwrap_err();
@@ -227,7 +229,7 @@ fn what_is_no_plain_file_is_refused() {
 
 #[test]
 fn crooked_requests_are_refused() {
-    with_file(&[0; 4096], async |_, _, file| {
+    with_file(&[0; 4096], &async |_, _, file| {
         for (at, len, kind) in [
             (1, 512, IoErrorKind::Misaligned),
             (0, 100, IoErrorKind::Misaligned),

@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{FallocateFlags, Mode, OFlags};
@@ -59,7 +59,7 @@ impl ShmFile {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|e| IoError::system(context("creating"), e.into()))?;
-        let made = rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, len as u64)
+        let made = take_space(&fd, len)
             .map_err(|e| IoError::system(context("taking space for"), e.into()))
             .and_then(|()| Self::map(fd, len, path));
         if made.is_err() {
@@ -84,7 +84,7 @@ impl ShmFile {
             return Err(IoError::new(IoErrorKind::Corrupt, message));
         }
         // A hole in a file that we fallocated means somebody else made it; fill it before mapping.
-        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, len as u64)
+        take_space(&file, len)
             .map_err(|e| IoError::system(context("taking space for"), e.into()))?;
         Self::map(file.into(), len, path)
     }
@@ -102,6 +102,12 @@ impl ShmFile {
             }
         }
     }
+}
+
+/// A tmpfs gives up on any signal; that is no reason to fail.
+fn take_space(fd: impl AsFd, len: usize) -> rustix::io::Result<()> {
+    let flags = FallocateFlags::empty();
+    rustix::io::retry_on_intr(|| rustix::fs::fallocate(&fd, flags, 0, len as u64))
 }
 
 impl Drop for ShmFile {

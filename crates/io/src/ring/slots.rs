@@ -80,6 +80,10 @@ impl Slot {
         self.fd.as_ref().expect("a slot in flight has its descriptor").as_raw_fd()
     }
 
+    fn is_with_kernel(&self) -> bool {
+        matches!(self.state, State::InFlight(_) | State::Detached)
+    }
+
     fn release(&mut self) {
         self.state = State::Free;
         self.fd = None;
@@ -195,16 +199,14 @@ impl Slots {
 
     /// How many requests are with the kernel.
     pub(super) fn in_flight(&self) -> usize {
-        let with_kernel = |s: &&Box<Slot>| matches!(s.state, State::InFlight(_) | State::Detached);
-        self.slots.iter().filter(with_kernel).count()
+        self.slots.iter().filter(|slot| slot.is_with_kernel()).count()
     }
 
     /// Requests with the kernel that may never end by themselves.
     pub(super) fn waiting_for_others(&self) -> Vec<u32> {
         let indexed = (0_u32..).zip(&self.slots);
         let waiting = indexed.filter(|(_, slot)| {
-            let with_kernel = matches!(slot.state, State::InFlight(_) | State::Detached);
-            with_kernel && (slot.op.waits_for_others() || slot.op == Op::Send)
+            slot.is_with_kernel() && (slot.op.waits_for_others() || slot.op == Op::Send)
         });
         waiting.map(|(index, _)| index).collect()
     }
@@ -212,7 +214,7 @@ impl Slots {
     /// Gives up slots that the kernel may still write to: their memory is never freed.
     pub(super) fn leak_in_flight(&mut self) {
         for slot in self.slots.drain(..) {
-            if matches!(slot.state, State::InFlight(_) | State::Detached) {
+            if slot.is_with_kernel() {
                 let _leaked = Box::leak(slot);
             }
         }

@@ -18,6 +18,9 @@ use crate::device::{
 use crate::error::{IoError, IoErrorKind, Result};
 use crate::units::{ByteCount, ByteOffset, ByteRange};
 
+/// `SECTOR` and `PAGE` as a device tells them.
+const LOGICAL_BLOCK: u32 = 512;
+const PHYSICAL_BLOCK: u32 = 4096;
 /// Longest single request.
 const MAX_IO: u32 = 4 << 20;
 /// Longest answer of `extents`; callers must go on.
@@ -56,7 +59,7 @@ impl FileState {
                 _ => rng.between(0, sectors),
             };
             if landing > 0 {
-                let bytes = from.slice(0, (landing * SECTOR) as usize).to_vec();
+                let bytes = from.slice(0, ByteCount(landing * SECTOR).as_len()).to_vec();
                 let _number = layers.write(at, &bytes);
             }
         }
@@ -123,11 +126,10 @@ impl SimFile {
     }
 
     fn check(&self, range: ByteRange, writes: bool, may_extend: bool) -> Result<()> {
-        let sector = SECTOR as u32;
         if writes && self.read_only {
             return Err(self.error(IoErrorKind::ReadOnly, "it was opened for reading"));
         }
-        if !range.start.is_aligned(sector) || !range.len.0.is_multiple_of(SECTOR) {
+        if !range.start.is_aligned(LOGICAL_BLOCK) || !range.len.0.is_multiple_of(SECTOR) {
             let what = format!("{range:?} is not in whole sectors");
             return Err(self.error(IoErrorKind::Misaligned, what));
         }
@@ -196,7 +198,7 @@ impl SimFile {
             let sectors = bytes.len() as u64 / SECTOR;
             let part = self.world.random(|rng| rng.between(0, sectors)) * SECTOR;
             if part > 0 {
-                let _number = layers.write(at, &bytes[..part as usize]);
+                let _number = layers.write(at, &bytes[..ByteCount(part).as_len()]);
             }
             return Err(self.error(IoErrorKind::Device, "a write failed, as the harness wished"));
         }
@@ -321,11 +323,11 @@ impl BlockDevice for SimFile {
     fn info(&self) -> DeviceInfo {
         DeviceInfo {
             size: ByteCount(self.state.layers.borrow().view.len),
-            logical_block: SECTOR as u32,
-            physical_block: PAGE as u32,
+            logical_block: LOGICAL_BLOCK,
+            physical_block: PHYSICAL_BLOCK,
             memory_align: 1,
             max_io: MAX_IO,
-            clear_granularity: PAGE as u32,
+            clear_granularity: PHYSICAL_BLOCK,
             read_only: self.read_only,
         }
     }

@@ -14,13 +14,19 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::rng::SplitMix64;
+use crate::units::ByteCount;
 
+/// Unit of space, in bytes.
 pub(super) const PAGE: u64 = 4096;
+/// Unit of tearing, in bytes.
 pub(super) const SECTOR: u64 = 512;
+/// The same as lengths in memory.
+const PAGE_LEN: usize = 4096;
+const SECTOR_LEN: usize = 512;
 /// All eight sectors of a page.
 const ALL: u8 = 0xFF;
 
-type Bytes = [u8; PAGE as usize];
+type Bytes = [u8; PAGE_LEN];
 
 /// Space that is taken: by zeros that nobody wrote (a reservation), or by data.
 #[derive(Clone, Debug)]
@@ -86,7 +92,7 @@ impl Image {
                 self.pages.insert(page, Page::Data(Rc::clone(bytes)));
             }
             Content::Data(bytes) => self.patch(page, mask, |to, at| {
-                to.copy_from_slice(&bytes[at..at + SECTOR as usize]);
+                to.copy_from_slice(&bytes[at..at + SECTOR_LEN]);
             }),
             Content::Zero if mask == ALL => {
                 self.pages.insert(page, Page::Zero);
@@ -108,13 +114,13 @@ impl Image {
         let slot = self.pages.entry(page).or_insert(Page::Zero);
         let mut bytes = match slot {
             Page::Data(bytes) => Rc::clone(bytes),
-            Page::Zero => Rc::new([0; PAGE as usize]),
+            Page::Zero => Rc::new([0; PAGE_LEN]),
         };
         *slot = Page::Zero; // lets go of the old bytes, so that make_mut need not copy
         let whole = Rc::make_mut(&mut bytes);
         for sector in (0..8_usize).filter(|s| mask & (1 << s) != 0) {
-            let at = sector * SECTOR as usize;
-            change(&mut whole[at..at + SECTOR as usize], at);
+            let at = sector * SECTOR_LEN;
+            change(&mut whole[at..at + SECTOR_LEN], at);
         }
         *slot = Page::Data(bytes);
     }
@@ -216,7 +222,7 @@ impl Layers {
     pub(super) fn write(&mut self, at: u64, bytes: &[u8]) -> u64 {
         let number = self.number();
         for (page, within, part) in pieces(at, bytes.len()) {
-            let mut whole = [0; PAGE as usize];
+            let mut whole = [0; PAGE_LEN];
             let from = &bytes[part];
             whole[within..within + from.len()].copy_from_slice(from);
             let mask = mask_of(within as u64, (within + from.len()) as u64);
@@ -363,8 +369,8 @@ fn pieces(at: u64, len: usize) -> impl Iterator<Item = (u64, usize, std::ops::Ra
             let (page, within) = ((at + done as u64) / PAGE, (at + done as u64) % PAGE);
             let start = done;
             let part = (PAGE - within).min((len - done) as u64);
-            done += part as usize;
-            (page, within as usize, start..done)
+            done += ByteCount(part).as_len();
+            (page, ByteCount(within).as_len(), start..done)
         })
     })
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::{SimFile, SimWorld, SplitMix64};
+use super::{SimFile, SimWorld, SplitMix64, Survivors};
 use crate::buffer::IoBuf;
 use crate::device::{BlockDevice, BlockFile, Clear, Durability, ExtentKind, Request};
 use crate::error::{IoErrorKind, Result};
@@ -137,6 +137,82 @@ fn a_flush_does_not_cover_writes_that_complete_after_its_submission() {
         lost += u64::from(number_in(&file.peek(ByteRange::new(0, 512))) != 7);
     }
     assert!(lost > 8, "the write was lost {lost} times of 64");
+}
+
+/// Sectors of a 16-sector write that are new after `end`, for each of 200 seeds; `halt` says at
+/// which event the world stops.
+fn new_sectors_after(halt: u64, end: impl Fn(&SimWorld) -> Survivors) -> Vec<usize> {
+    let one = |seed| {
+        let (executor, world) = SimWorld::start(seed);
+        let file = world.add_space(ByteCount::mib(1)).create();
+        executor.block_on(async {
+            write(&file, 0, &sector(1).repeat(16), Durability::Cached).await.unwrap();
+            file.submit(Request::Flush).await.unwrap();
+        });
+        world.halt_at(world.events() + halt);
+        let write = async { write(&file, 0, &sector(2).repeat(16), Durability::Cached).await };
+        let acknowledged = executor.run_until_halt(async {
+            write.await.unwrap();
+            world.note("acknowledged");
+            world.local().sleep(std::time::Duration::from_secs(1)).await;
+        });
+        assert!(acknowledged.is_none());
+        let survivors = end(&world);
+        drop(executor);
+        let (_executor, world) = SimWorld::restart(seed, survivors);
+        let file = world.spaces()[0].open(file.id(), true).unwrap();
+        let found = file.peek(ByteRange::new(0, 16 * 512));
+        let sectors = found.chunks(512).map(|found| {
+            let number = number_in(found);
+            assert!(number == 1 || number == 2, "seed {seed}: {number}");
+            assert_eq!(found, sector(number), "seed {seed}: a sector is torn");
+            usize::from(number == 2)
+        });
+        sectors.sum()
+    };
+    (0..200).map(one).collect()
+}
+
+fn outcomes(found: &[usize]) -> (bool, bool, bool) {
+    (found.contains(&0), found.contains(&16), found.iter().any(|n| (1..16).contains(n)))
+}
+
+#[test]
+fn a_write_in_flight_or_unflushed_is_lost_kept_or_torn_by_a_cut() {
+    let (submitted, landed, acknowledged) = (1, 2, 3);
+    for halt in [submitted, landed, acknowledged] {
+        assert_eq!(outcomes(&new_sectors_after(halt, SimWorld::cut)), (true, true, true), "{halt}");
+    }
+}
+
+#[test]
+fn after_a_kill_a_write_in_flight_may_land_and_one_that_landed_stays() {
+    let (submitted, landed) = (1, 2);
+    assert_eq!(outcomes(&new_sectors_after(submitted, SimWorld::kill)), (true, true, true));
+    assert_eq!(outcomes(&new_sectors_after(landed, SimWorld::kill)), (false, true, false));
+}
+
+#[test]
+fn lengths_and_reservations_are_volatile_until_a_flush() {
+    let (mut lost, mut kept) = (0, 0);
+    for seed in 0..64 {
+        let (executor, world) = SimWorld::start(seed);
+        let file = world.add_space(ByteCount::mib(1)).create();
+        executor.block_on(async {
+            file.reserve(ByteRange::new(0, 8 * KIB)).await.unwrap();
+            file.submit(Request::Flush).await.unwrap();
+            file.reserve(ByteRange::new(8 * KIB, 8 * KIB)).await.unwrap();
+        });
+        let (_executor, world) = SimWorld::restart(seed, world.cut());
+        let file = world.spaces()[0].open(file.id(), true).unwrap();
+        match file.info().size.0 / KIB {
+            8 => lost += 1,
+            16 => kept += 1,
+            other => panic!("seed {seed}: {other} KiB"),
+        }
+        assert!(world.spaces()[0].used().0 >= 8 * KIB, "seed {seed}: flushed space is taken");
+    }
+    assert!(lost > 8 && kept > 8, "{lost} lost, {kept} kept");
 }
 
 #[test]
