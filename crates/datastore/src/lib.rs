@@ -27,5 +27,6 @@ pub use dir::{DirHandle, DirStore};
 pub use error::{DatastoreError, Result};
 pub use name::{Kind, NameError, ObjectName};
 pub use store::{
-    Access, Capabilities, Expected, FileStore, Identity, MAX_OBJECT, ObjectInfo, Space, Version,
+    Access, Capabilities, Content, Expected, FileStore, Identity, MAX_OBJECT, ObjectInfo, Space,
+    Version,
 };

@@ -35,6 +35,9 @@ impl fmt::Debug for Version {
     }
 }
 
+/// A small object: its version and its bytes.
+pub type Content = (Version, Vec<u8>);
+
 /// What a `put` expects to replace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
@@ -137,7 +140,7 @@ pub trait FileStore {
     fn list(&self, kind: Kind) -> Io<'_, Result<Vec<ObjectInfo>>>;
 
     /// A small object (up to [`MAX_OBJECT`]) and its version.
-    fn get(&self, name: &ObjectName) -> Io<'_, Result<Option<(Version, Vec<u8>)>>>;
+    fn get(&self, name: &ObjectName) -> Io<'_, Result<Option<Content>>>;
 
     /// Replaces or creates a small object in one step, durably on return; `Conflict` if what is
     /// there is not what was expected. After another error it is unknown which of the two is there,

@@ -28,7 +28,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use datastore::{
-    Access, Capabilities, DatastoreError, Expected, FileStore, Identity, Kind, MAX_OBJECT,
+    Access, Capabilities, Content, DatastoreError, Expected, FileStore, Identity, Kind, MAX_OBJECT,
     ObjectInfo, ObjectName, Result, Space, Version,
 };
 use io::sim::{FileId, SimFile, SimWorld};
@@ -200,7 +200,7 @@ impl SimStore {
         Ok(())
     }
 
-    async fn read(&self, name: ObjectName) -> Result<Option<(Version, Vec<u8>)>> {
+    async fn read(&self, name: ObjectName) -> Result<Option<Content>> {
         self.metadata().await;
         if name == ObjectName::Identity {
             let content = self.state.identity_object();
@@ -296,7 +296,7 @@ impl FileStore for SimStore {
         })
     }
 
-    fn get(&self, name: &ObjectName) -> Io<'_, Result<Option<(Version, Vec<u8>)>>> {
+    fn get(&self, name: &ObjectName) -> Io<'_, Result<Option<Content>>> {
         Box::pin(self.read(*name))
     }
 

@@ -17,7 +17,7 @@ use super::headroom::Door;
 use crate::error::Result;
 use crate::name::{Kind, ObjectName};
 use crate::store::{
-    Access, Capabilities, Expected, FileStore, Identity, ObjectInfo, Space, Version,
+    Access, Capabilities, Content, Expected, FileStore, Identity, ObjectInfo, Space, Version,
 };
 
 /// The face of a [`super::DirHandle`] on one thread.
@@ -57,7 +57,7 @@ impl DirStore {
     }
 
     /// Runs a step that may use the head-room, slice by slice, until it has what it needs.
-    async fn with_head_room<T: Send + 'static>(
+    pub(super) async fn with_head_room<T: Send + 'static>(
         &self,
         step: impl Fn(&Inner) -> Result<T> + Send + Clone + 'static,
     ) -> Result<T> {
@@ -179,7 +179,7 @@ impl FileStore for DirStore {
         Box::pin(self.blocking(move |inner| inner.list(kind)))
     }
 
-    fn get(&self, name: &ObjectName) -> Io<'_, Result<Option<(Version, Vec<u8>)>>> {
+    fn get(&self, name: &ObjectName) -> Io<'_, Result<Option<Content>>> {
         let name = *name;
         Box::pin(self.blocking(move |inner| inner.get(&name)))
     }

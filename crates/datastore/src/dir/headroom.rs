@@ -18,6 +18,8 @@
 //! - The wait is a future, not a blocked thread: a guest's `reserve` may need the same helper
 //!   threads that a waiting borrower would block.
 //!
+//! It holds bytes, not inodes: a file system without free inodes refuses new objects to all alike.
+//!
 //! Without fallocate (ZFS) there is no such file: a guest's `reserve` is refused while less than
 //! the head-room plus its own length is free. That check and the taking are two steps, so there
 //! the head-room may be dented by requests that run at the same moment.

@@ -49,23 +49,23 @@ impl Stored {
             Err(files::ReadError::System(error)) => {
                 return Err(place.system("its shale.json cannot be read", error));
             }
-            Err(files::ReadError::NotAFile) => return Err(damaged(place, "it is not a file")),
+            Err(files::ReadError::NotAFile) => return Err(damaged(place, &"it is not a file")),
             Err(files::ReadError::TooLarge(len)) => {
-                return Err(damaged(place, format!("it is {len} bytes long")));
+                return Err(damaged(place, &format!("it is {len} bytes long")));
             }
         };
         // The version decides what the rest means, so it is read first and alone.
         let value: serde_json::Value =
-            serde_json::from_slice(&bytes).map_err(|error| damaged(place, error))?;
+            serde_json::from_slice(&bytes).map_err(|error| damaged(place, &error))?;
         match value.get("format").and_then(serde_json::Value::as_u64) {
             Some(FORMAT) => {}
             Some(found) => {
                 let path = place.path.clone();
                 return Err(DatastoreError::Format { path, found, known: FORMAT });
             }
-            None => return Err(damaged(place, "it names no format version")),
+            None => return Err(damaged(place, &"it names no format version")),
         }
-        serde_json::from_value(value).map(Some).map_err(|error| damaged(place, error))
+        serde_json::from_value(value).map(Some).map_err(|error| damaged(place, &error))
     }
 
     /// Replaces the identity, durably.
@@ -80,6 +80,6 @@ impl Stored {
     }
 }
 
-fn damaged(place: &Place, problem: impl ToString) -> DatastoreError {
+fn damaged(place: &Place, problem: &impl ToString) -> DatastoreError {
     DatastoreError::Damaged { path: place.path.clone(), problem: problem.to_string() }
 }

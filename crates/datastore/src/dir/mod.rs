@@ -271,7 +271,8 @@ fn refuse_foreign(place: &Place) -> Result<()> {
             || name.starts_with(temp::PREFIX);
         let directory = Kind::DIRECTORIES.iter().any(|kind| kind.directory() == name);
         let empty = || files::open_dir(&place.fd, &name).and_then(|fd| files::names(&fd));
-        if !ours && !(directory && empty().is_ok_and(|names| names.is_empty())) {
+        let ours = ours || (directory && empty().is_ok_and(|names| names.is_empty()));
+        if !ours {
             foreign.push(name);
         }
     }

@@ -9,7 +9,7 @@ use io::{ByteCount, IoErrorKind, Ring};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use super::{DirHandle, headroom, temp};
+use super::{DirHandle, Inner, headroom, temp};
 use crate::conformance;
 use crate::error::{DatastoreError, Result};
 use crate::name::{Kind, ObjectName};
@@ -336,6 +336,42 @@ fn head_room_is_taken_and_kept() {
         std::fs::File::options().write(true).open(&path).unwrap().set_len(len).unwrap();
         drop(DirHandle::open(dir.path()).unwrap());
         assert_eq!(taken(), want);
+    }
+}
+
+#[test]
+fn n1_what_meets_a_full_store_gets_head_room_while_guests_wait() {
+    let no_space = |inner: &Inner, until: u64| {
+        let full = || io::IoError::new(IoErrorKind::NoSpace, "as full as the test wants it");
+        if inner.head_room.missing() < until { Err(full().into()) } else { Ok(()) }
+    };
+    for choice in [io::Choice::Best, io::Choice::Threads] {
+        let dir = TempDir::new().unwrap();
+        let handle = create(&dir);
+        on_ring(choice, async |ring| {
+            let store = handle.on(&ring);
+            let file = store.create(&ObjectName::Layer(Uuid::from_u128(1))).await.unwrap();
+            let inner = &handle.0;
+            let guests = (0..64).map(|n| {
+                let file = Rc::clone(&file);
+                let range = io::ByteRange::new(n << 16, 1 << 16);
+                ring.local().spawn(async move { file.reserve(range).await.unwrap() })
+            });
+            let guests: Vec<_> = guests.collect();
+            let steps = (1..4).map(|slices| {
+                let until = slices * headroom::SLICE;
+                store.with_head_room(move |inner| no_space(inner, until))
+            });
+            let results = futures_util::future::join_all(steps).await;
+            assert!(results.iter().all(Result::is_ok), "{results:?}");
+            futures_util::future::join_all(guests).await;
+            assert_eq!(inner.head_room.missing(), 0, "head-room was not put back");
+
+            // More than there is: said, and put back.
+            let never = store.with_head_room(move |inner| no_space(inner, u64::MAX)).await;
+            assert_eq!(never.unwrap_err().kind(), IoErrorKind::NoSpace);
+            assert_eq!(inner.head_room.missing(), 0, "head-room was not put back");
+        });
     }
 }
 

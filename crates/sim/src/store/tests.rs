@@ -117,9 +117,9 @@ impl Workload {
     async fn check(&self, store: &SimStore, context: &str) {
         for id in [1, 2] {
             let name = ObjectName::Record(Uuid::from_u128(id));
-            let acknowledged = self.acknowledged.borrow();
-            let last = acknowledged.iter().rev().find(|(of, _)| *of == name);
-            let last = last.and_then(|(_, content)| content.clone());
+            let acknowledged = self.acknowledged.borrow().clone();
+            let last = acknowledged.into_iter().rev().find(|(of, _)| *of == name);
+            let last = last.and_then(|(_, content)| content);
             let begun = self.begun.borrow().clone().filter(|(of, _)| *of == name);
             let found = content(store, name).await;
             let allowed = found == last || begun.is_some_and(|(_, content)| found == content);
