@@ -167,4 +167,22 @@ mod tests {
             IoErrorKind::NotFound
         );
     }
+
+    #[test]
+    fn a_tmpfs_without_space_says_so_at_creation() {
+        let shm = std::path::Path::new("/dev/shm");
+        let Ok(dir) = tempfile::tempdir_in(shm) else {
+            println!("no /dev/shm here");
+            return;
+        };
+        if rustix::fs::statfs(shm).unwrap().f_type != libc::TMPFS_MAGIC {
+            println!("/dev/shm is no tmpfs here");
+            return;
+        }
+        let path = dir.path().join("log");
+        // More than memory: a tmpfs refuses that before it takes anything.
+        let full = ShmFile::create(&path, 1 << 50).unwrap_err();
+        assert_eq!(full.kind, IoErrorKind::NoSpace);
+        assert!(!path.exists(), "half a log is left behind");
+    }
 }

@@ -41,6 +41,7 @@ fn build() -> io::Result<IoUring> {
         .setup_single_issuer()
         .setup_defer_taskrun()
         .setup_taskrun_flag()
+        .setup_submit_all()
         .setup_clamp()
         .setup_cqsize(COMPLETIONS)
         .build(ENTRIES);
