@@ -6,6 +6,7 @@
 #![expect(clippy::print_stdout, reason = "a command line tool for people")]
 
 mod edges;
+mod fuzz;
 mod gate;
 mod packages;
 mod text;
@@ -48,11 +49,13 @@ enum Task {
     },
     /// The gate: everything but the tests that a change must pass.
     Ci,
-    /// Throw random bytes at every decoder for a while.
+    /// Every decoder under libFuzzer, one after the other; needs a nightly compiler.
     Fuzz {
-        /// Random cases for each property.
-        #[arg(long, default_value_t = 100_000)]
-        cases: u64,
+        /// Seconds for each target.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+        /// Only these targets.
+        targets: Vec<String>,
     },
     /// Simulated crashes of the whole engine, from random seeds.
     Sim {
@@ -95,11 +98,7 @@ fn main() -> Result<()> {
             show(run.args(bench).env("SHALE_BIN", binary))
         }
         Task::Ci => gate::run(),
-        Task::Fuzz { cases } => show(
-            cargo(&["test", "--release", "-p", "image", "-p", "model", "-p", "datastore"])
-                .args(["-p", "export", "--", "hostile"])
-                .env("PROPTEST_CASES", cases.to_string()),
-        ),
+        Task::Fuzz { seconds, targets } => fuzz::run(seconds, &targets),
         Task::Sim { seeds, sim } => show(
             cargo(&["run", "--quiet", "--release", "-p", "sim", "--"])
                 .args(["--seeds", &seeds.to_string()])
