@@ -57,15 +57,16 @@ pub struct Options {
     pub logs: Option<PathBuf>,
     /// Home threads; None: one a core, up to 4.
     pub homes: Option<usize>,
-    /// Whether SIGTERM and SIGINT end this node.
-    pub signals: bool,
+    /// Whether the process is this node's alone: SIGTERM and SIGINT end the node, a panic ends the
+    /// process.
+    pub owns_process: bool,
 }
 
 impl Options {
-    /// A node on `data` with the usual settings, ended by signals.
+    /// A node on `data` with the usual settings, in a process of its own.
     #[must_use]
     pub fn new(data: impl Into<PathBuf>) -> Self {
-        Self { data: data.into(), logs: None, homes: None, signals: true }
+        Self { data: data.into(), logs: None, homes: None, owns_process: true }
     }
 }
 
@@ -106,6 +107,9 @@ impl Node {
     /// If the data directory is in use by another node, or its state cannot be read.
     pub fn start(options: &Options) -> Result<Self, StartError> {
         let system = |action| move |source| StartError::System { action, source };
+        if options.owns_process {
+            die_on_panic();
+        }
         let data = DataDir::open(&options.data, options.logs.as_deref())?;
         let saved = Saved::load(&data).map_err(|error| StartError::State(error.to_string()))?;
         let socket = data.socket();
@@ -150,7 +154,7 @@ impl Node {
         let stop = watch::Sender::new(Stop::No);
         let app =
             App { control: control.0.clone(), shared, stop: stop.clone(), info: Arc::new(info) };
-        let signals = options.signals;
+        let signals = options.owns_process;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -202,18 +206,13 @@ fn ended(thread: std::thread::Result<()>) {
     }
 }
 
-/// Runs a node until it is told to end. A panic anywhere ends the process at once: its successor
-/// recovers from the logs, which is safer than going on in an unknown state.
-///
-/// # Errors
-/// As [`Node::start`].
-pub fn run(options: &Options) -> Result<(), StartError> {
+/// A panic anywhere ends the process at once: its successor recovers from the logs, which is safer
+/// than going on in an unknown state.
+fn die_on_panic() {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         default(info);
         tracing::error!(%info, "panic: the node dies, to be recovered by its successor");
         std::process::abort();
     }));
-    Node::start(options)?.wait();
-    Ok(())
 }

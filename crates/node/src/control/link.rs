@@ -461,8 +461,9 @@ impl Control {
         let name = self
             .find_if(entry.volume)
             .map_or_else(|| entry.volume.to_string(), |(_, record)| record.name);
-        // Found under the connection's id: a snapshot's and its volume's are different conditions.
-        let object = ObjectRef { kind: ObjectKind::Volume, id: entry.id(), name: name.clone() };
+        // A snapshot's connection and its volume's own are different conditions.
+        let kind = if entry.snapshot.is_some() { ObjectKind::Snapshot } else { ObjectKind::Volume };
+        let object = ObjectRef { kind, id: entry.id(), name: name.clone() };
         self.shared.alarms.raise(
             alarms::CONNECTION_STOPPED,
             Severity::Critical,

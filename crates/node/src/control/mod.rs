@@ -203,6 +203,7 @@ impl Control {
             Change::Volume(self.volume_view(&store, &record).await)
         };
         self.shared.events.tell(change);
+        self.tell_store(store.id()).await;
     }
 
     fn tell_removed(&self, object: ObjectRef) {

@@ -112,6 +112,7 @@ impl Control {
         drop(working);
         self.tell_removed(super::reference(&record));
         self.space_freed(store.id());
+        self.tell_store(store.id()).await;
         Ok(Value::Null)
     }
 
@@ -180,6 +181,7 @@ impl Control {
             self.shared.events.tell(Change::Volume(view.clone()));
             views.push(view);
         }
+        self.tell_store(store.id()).await;
         to_value(&views)
     }
 

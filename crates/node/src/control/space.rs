@@ -32,7 +32,7 @@ impl Control {
     /// Looks at the disks for as long as the node runs.
     pub(super) async fn watch_space(self: Rc<Self>) {
         let mut looks = 0_u32;
-        while !self.stopping.get() {
+        loop {
             self.ring.local().sleep(LOOK_EVERY).await;
             looks = looks.wrapping_add(1);
             if looks.is_multiple_of(RETRY_EVERY) {

@@ -226,7 +226,7 @@ impl Control {
             .map_err(|error| Problem::new(Code::IoError, format!("{error}.")))
     }
 
-    async fn tell_store(&self, id: Uuid) {
+    pub(super) async fn tell_store(&self, id: Uuid) {
         if let Ok(store) = self.store(id) {
             let view = self.store_view(&store).await;
             self.shared.events.tell(Change::Datastore(view));

@@ -1,0 +1,88 @@
+//! Planned restarts resume what was connected; anything that looks like a power cut does not.
+
+use serde_json::json;
+
+use crate::Host;
+use crate::nbd::Nbd;
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn a_planned_restart_resumes_at_the_same_path() {
+    let (mut host, store) = Host::with_store();
+    let volume = host.api.volume(&store, "web", 64 * MIB);
+    let socket = host.api.connect(&volume);
+    let mut guest = Nbd::connect(&socket).unwrap();
+    guest.write(5 * MIB, &[6; 512]).unwrap();
+    let made = host.api.post("/v1/snapshots", &json!({ "name": "s", "volumes": [volume] }));
+    let snapshot = made["snapshots"][0]["id"].as_str().unwrap().to_owned();
+    let body = json!({ "snapshot": snapshot, "read_only": true });
+    let view = host.api.post(&format!("/v1/volumes/{volume}/connect"), &body);
+    guest.write(6 * MIB, &[8; 512]).unwrap();
+    host.restart(|_| assert!(!socket.exists(), "a node that is away listens nowhere"));
+    assert!(guest.read(0, 512).is_err(), "the old connection is over");
+    let mut guest = Nbd::connect(&socket).unwrap();
+    assert_eq!(guest.read(5 * MIB, 512).unwrap(), [6; 512]);
+    assert_eq!(guest.read(6 * MIB, 512).unwrap(), [8; 512], "not flushed, and not lost");
+    let mut reader = Nbd::connect(view["socket"].as_str().unwrap().as_ref()).unwrap();
+    assert_eq!(reader.read(6 * MIB, 512).unwrap(), [0; 512]);
+    assert_eq!(host.api.get("/v1/alarms"), json!([]));
+    host.api.disconnect(&volume);
+    assert_eq!(std::fs::read_dir(host.logs()).unwrap().count(), 0);
+}
+
+#[test]
+fn without_its_log_a_connection_is_stopped_and_says_so() {
+    let (mut host, store) = Host::with_store();
+    let volume = host.api.volume(&store, "web", 64 * MIB);
+    let socket = host.api.connect(&volume);
+    let mut guest = Nbd::connect(&socket).unwrap();
+    guest.write(5 * MIB, &[6; 512]).unwrap();
+    host.restart(|host| {
+        std::fs::remove_file(host.logs().join(format!("{volume}.log"))).unwrap();
+    });
+    let path = format!("/v1/volumes/{volume}");
+    let shown = host.api.get(&path);
+    assert_eq!(shown["state"], "abnormal", "{shown}");
+    let alarms = host.api.get("/v1/alarms");
+    assert_eq!(alarms[0]["code"], "connection-stopped", "{alarms}");
+    assert!(Nbd::connect(&socket).is_err(), "the guest is not resumed");
+    // It stays so over another restart, until somebody connects it again.
+    host.restart(|_| {});
+    assert_eq!(host.api.get("/v1/alarms")[0]["code"], "connection-stopped");
+    assert_eq!(host.api.connect(&volume), socket);
+    assert_eq!(host.api.get("/v1/alarms"), json!([]));
+    let mut guest = Nbd::connect(&socket).unwrap();
+    assert_eq!(guest.read(5 * MIB, 512).unwrap(), [6; 512], "the planned end had flushed it");
+}
+
+#[test]
+fn another_boot_is_a_power_cut() {
+    let (mut host, store) = Host::with_store();
+    let volume = host.api.volume(&store, "web", 64 * MIB);
+    host.api.connect(&volume);
+    host.restart(|host| {
+        let path = host.dir.path().join("data/node/connections.json");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut file: serde_json::Value = serde_json::from_str(&text).unwrap();
+        file["connections"][0]["boot_id"] = json!("11111111-2222-4333-8444-555555555555");
+        std::fs::write(&path, file.to_string()).unwrap();
+    });
+    let alarm = &host.api.get("/v1/alarms")[0];
+    assert!(alarm["message"].as_str().unwrap().contains("host was restarted"), "{alarm}");
+}
+
+#[test]
+fn down_leaves_everything_clean() {
+    let (mut host, store) = Host::with_store();
+    let volume = host.api.volume(&store, "web", 64 * MIB);
+    let socket = host.api.connect(&volume);
+    Nbd::connect(&socket).unwrap().write(0, &[1; 512]).unwrap();
+    let (status, said) = host.api.raw("POST", "/v1/down", b"").unwrap();
+    assert_eq!((status, &said["disconnected"]), (200, &json!(1)));
+    host.node.take().unwrap().wait();
+    assert_eq!(std::fs::read_dir(host.logs()).unwrap().count(), 0);
+    let (node, api) = crate::start(&host.dir);
+    (host.node, host.api) = (Some(node), api);
+    assert_eq!(host.api.get(&format!("/v1/volumes/{volume}"))["state"], "disconnected");
+}
