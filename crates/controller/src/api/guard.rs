@@ -252,7 +252,7 @@ fn replay(answer: Answer) -> Response {
 
 /// What a handler needs of its caller; the first argument of every handler.
 #[derive(Debug)]
-pub(crate) struct May<P>(pub(crate) Caller, PhantomData<P>);
+pub(crate) struct May<P>(PhantomData<P>);
 
 /// A permission as a type.
 pub(crate) trait Needs {
@@ -279,7 +279,7 @@ impl<P: Needs, S: Send + Sync> FromRequestParts<S> for May<P> {
                 Problem::new(Code::Unauthenticated, "This request carries no token.")
             })?;
         if caller.role.allows(P::PERMISSION) {
-            return Ok(Self(caller, PhantomData));
+            return Ok(Self(PhantomData));
         }
         let least = P::PERMISSION.least();
         Err(Refusal(
