@@ -110,10 +110,13 @@ fn kinds(bytes: &[u8]) -> Vec<(u32, u32)> {
     replies(bytes).into_iter().map(|(option, kind, _)| (option, kind)).collect()
 }
 
+/// What is asked, the options, the kinds of the replies, how it ends.
+type Row = (&'static str, Vec<Vec<u8>>, Vec<(u32, u32)>, End);
+
 #[test]
 fn every_option_has_its_answer() {
     let long = "x".repeat(4097);
-    let table: Vec<(&str, Vec<Vec<u8>>, Vec<(u32, u32)>, End)> = vec![
+    let table: Vec<Row> = vec![
         (
             "list",
             vec![opt(o::LIST, b"")],

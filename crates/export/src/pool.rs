@@ -145,7 +145,7 @@ mod tests {
         let first = pool.get(5000);
         let address = first.iovecs().next().expect("one piece").base;
         assert_eq!((first.len(), first.is_aligned(8)), (5000, true));
-        assert!(address as usize % 4096 == 0);
+        assert!((address as usize).is_multiple_of(4096));
         let view = first.slice(4096, 100);
         drop(first);
         assert_ne!(pool.get(8192).iovecs().next().expect("one piece").base, address);

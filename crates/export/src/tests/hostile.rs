@@ -108,7 +108,7 @@ fn any_stream() -> impl Strategy<Value = Vec<u8>> {
 #[test]
 fn random_streams_end_and_leave_the_server_well() {
     let mut runner = TestRunner::new_with_rng(
-        Config::with_cases(300),
+        Config::with_cases(120),
         TestRng::from_seed(RngAlgorithm::ChaCha, &[9; 32]),
     );
     let limits = Limits { requests: 3, payload_bytes: 1 << 20, ..Limits::default() };
