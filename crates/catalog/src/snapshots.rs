@@ -1,15 +1,18 @@
 //! Snapshots: of one or several volumes at one moment, deletion, and going back.
 
+use std::collections::BTreeMap;
+
+use image::{PAGE, bat};
 use io::ByteCount;
 use uuid::Uuid;
 
 use crate::api::{Settled, SnapshotSet};
-use crate::catalog::{Catalog, check_name, find_snapshot, refuse_template};
+use crate::catalog::{Catalog, State, check_name, find_snapshot, refuse_template};
 use crate::copy::MAX_CHAIN;
 use crate::env::Progress;
 use crate::error::{CatalogError, Code, Named, Result};
 use crate::intent::NewLayer;
-use crate::layer;
+use crate::layer::{self, block_count};
 use crate::locks::Pace;
 use crate::record::{Current, MAX_SNAPSHOTS, Snapshot, VolumeKind, VolumeRecord};
 use crate::txn::{Begun, Plan};
@@ -261,11 +264,13 @@ impl Catalog {
         let record = self.volume(volume)?;
         let layer = find_snapshot(&record, snapshot)?.layer;
         let used = self.used_by_layer().await?;
-        let children: Vec<Uuid> = self.with(|state| state.tree.children(layer).collect());
-        Ok(match children.as_slice() {
-            [child] => used.get(child).copied().unwrap_or_default(),
-            _ => ByteCount::ZERO,
-        })
+        Ok(self.with(|state| {
+            let mut children = state.tree.children(layer);
+            match (children.next(), children.next()) {
+                (Some(child), None) => moves(state, &used, child),
+                (None | Some(_), _) => ByteCount::ZERO,
+            }
+        }))
     }
 
     /// The snapshot whose deletion frees a place for the fewest bytes moved.
@@ -281,7 +286,7 @@ impl Catalog {
                     [] => Some((snapshot.clone(), ByteCount::ZERO)),
                     // With several paths through it the layer would only become a ghost.
                     [child] if state.tree.leaves(snapshot.layer) == 1 => {
-                        Some((snapshot.clone(), used.get(child).copied().unwrap_or_default()))
+                        Some((snapshot.clone(), moves(state, &used, *child)))
                     }
                     _ => None,
                 }
@@ -332,6 +337,15 @@ impl Catalog {
         }
         self.volume(made.uuid)
     }
+}
+
+/// Bytes that merging `child` into its parent moves: what its file takes beyond its own structures
+/// (headers, two locators, BAT, footer).
+fn moves(state: &State, used: &BTreeMap<Uuid, ByteCount>, child: Uuid) -> ByteCount {
+    let size = state.tree.get(child).map_or(0, |node| node.size);
+    let bat = u64::from(block_count(size)) * bat::ENTRY;
+    let own = 4 * PAGE + bat.next_multiple_of(PAGE);
+    ByteCount(used.get(&child).map_or(0, |used| used.0.saturating_sub(own)))
 }
 
 /// Takes a layer out of a record's own.

@@ -1,0 +1,266 @@
+//! Invariant 7: each operation, ended by a power cut or a dead process at every event of the
+//! simulated devices. After recovery everything is sound and looks as before or as after the operation.
+
+use catalog::{CopyTarget, Deploy, NewVolume, Source, Unwatched, VolumeKind};
+use io::{ByteCount, Io};
+
+use crate::world::{Crash, Lab, MIB, Node, SIZE, View};
+
+type Operation = for<'a> fn(&'a Node) -> Io<'a, ()>;
+
+/// Most events of an operation that are each tried; longer operations are tried at evenly spread ones.
+const MOST: u64 = 90;
+
+/// web: snapshots one and two, a branch; linked clone of one; a template with a clone.
+async fn setup(node: &Node) {
+    node.create("web", SIZE, VolumeKind::Thin).await;
+    node.write("web", 0, 1).await;
+    node.write("web", 8192, 1).await;
+    node.snapshot("web", "one").await;
+    node.write("web", 0, 2).await;
+    node.write("web", 4096, 2).await;
+    node.snapshot("web", "two").await;
+    node.write("web", 4096, 3).await;
+    node.write("web", 10240, 3).await;
+    node.create("fix", 2 * MIB + 512, VolumeKind::Fixed).await;
+    node.write("fix", 7, 4).await;
+    node.snapshot("fix", "s").await;
+    node.write("fix", 8, 5).await;
+    node.create("gold", SIZE, VolumeKind::Thin).await;
+    node.write("gold", 1, 6).await;
+    let gold = Source { volume: node.id("gold"), snapshot: None };
+    node.catalog.template_create(gold, "gold", &Unwatched).await.unwrap();
+    node.catalog.clone_linked(gold, vec!["clone".into()]).await.unwrap();
+}
+
+async fn view_of(lab: &Lab, operation: Option<Operation>) -> View {
+    let node = lab.open().await;
+    setup(&node).await;
+    if let Some(operation) = operation {
+        operation(&node).await;
+    }
+    node.settle_all().await;
+    node.assert_sound("uncut").await;
+    node.view().await
+}
+
+fn check(name: &str, operation: Operation) {
+    let fresh = || Lab::new(3, ByteCount::mib(256));
+    let lab = fresh();
+    let before = lab.executor.block_on(view_of(&lab, None));
+    let lab = fresh();
+    let after = lab.executor.block_on(view_of(&lab, Some(operation)));
+    assert_ne!(before, after, "{name} changes nothing");
+
+    let lab = fresh();
+    let (first, last) = lab.executor.block_on(async {
+        let node = lab.open().await;
+        setup(&node).await;
+        let first = lab.world.events();
+        operation(&node).await;
+        (first + 1, lab.world.events())
+    });
+    let step = (last - first).div_ceil(MOST).max(1);
+    let (mut undone, mut finished) = (0, 0);
+    for (round, event) in (first..=last).step_by(usize::try_from(step).unwrap()).enumerate() {
+        let crash = if round % 3 == 2 { Crash::Kill } else { Crash::Cut };
+        let lab = fresh();
+        lab.world.halt_at(event);
+        let ended = lab.executor.run_until_halt(async {
+            let node = lab.open().await;
+            setup(&node).await;
+            operation(&node).await;
+        });
+        assert!(ended.is_none() || event == last, "{name}: event {event} of {last} is reached");
+        let when = format!("{name}, {crash:?} at event {event} of {first}..={last}");
+        let lab = lab.crashed(event, crash);
+        lab.executor.block_on(async {
+            let node = lab.open().await;
+            node.assert_sound(&when).await;
+            let seen = node.view().await;
+            node.settle_all().await;
+            node.assert_sound(&format!("{when}, settled")).await;
+            assert_eq!(node.view().await, seen, "{when}: settling is not seen");
+            if seen == before {
+                undone += 1;
+            } else {
+                assert_eq!(seen, after, "{when}: {:?}", node.recovered);
+                finished += 1;
+            }
+        });
+    }
+    println!("{name}: {undone} undone, {finished} finished");
+    assert!(undone > 0 && finished > 0, "{name}: {undone} undone, {finished} finished");
+}
+
+fn source(node: &Node, volume: &str, snapshot: Option<&str>) -> Source {
+    Source { volume: node.id(volume), snapshot: snapshot.map(|s| node.snap_id(volume, s)) }
+}
+
+#[test]
+fn create() {
+    for (name, kind) in
+        [("thin", VolumeKind::Thin), ("lazy", VolumeKind::Lazy), ("fixed", VolumeKind::Fixed)]
+    {
+        let operation: Operation = match kind {
+            VolumeKind::Thin => |node| Box::pin(make(node, VolumeKind::Thin)),
+            VolumeKind::Lazy => |node| Box::pin(make(node, VolumeKind::Lazy)),
+            VolumeKind::Fixed => |node| Box::pin(make(node, VolumeKind::Fixed)),
+        };
+        check(&format!("create {name}"), operation);
+    }
+}
+
+async fn make(node: &Node, kind: VolumeKind) {
+    let new = NewVolume { name: "new".into(), size: ByteCount(MIB), kind };
+    node.catalog.create_volume(new, &Unwatched).await.unwrap();
+}
+
+#[test]
+fn rename() {
+    check("rename", |node| {
+        Box::pin(async { drop(node.catalog.rename(node.id("web"), "www").await.unwrap()) })
+    });
+}
+
+#[test]
+fn delete() {
+    check("delete", |node| {
+        Box::pin(async { node.catalog.delete_volume(node.id("web")).await.unwrap() })
+    });
+    check("delete a clone", |node| {
+        Box::pin(async { node.catalog.delete_volume(node.id("clone")).await.unwrap() })
+    });
+}
+
+#[test]
+fn d8_grow() {
+    check("grow within the BAT's page", |node| {
+        Box::pin(async {
+            let size = ByteCount(SIZE + 3 * MIB);
+            drop(node.catalog.resize(node.id("web"), size).await.unwrap());
+        })
+    });
+    check("grow out of the BAT's page", |node| {
+        Box::pin(async {
+            drop(node.catalog.resize(node.id("web"), ByteCount::mib(3000)).await.unwrap());
+        })
+    });
+    check("grow a new fixed volume", |node| {
+        Box::pin(async {
+            make(node, VolumeKind::Fixed).await;
+            drop(node.catalog.rename(node.id("new"), "web2").await.unwrap());
+        })
+    });
+}
+
+#[test]
+fn d8_grow_fixed() {
+    // A layer whose every byte but the footer is a guest's.
+    async fn fixed(node: &Node) {
+        let web = node.snap_id("fix", "s");
+        node.catalog.snapshot_revert(node.id("fix"), web).await.unwrap();
+        node.catalog.snapshot_delete(node.id("fix"), web, &Unwatched).await.unwrap();
+        node.catalog.resize(node.id("fix"), ByteCount(4 * MIB)).await.unwrap();
+    }
+    let lab = Lab::new(5, ByteCount::mib(256));
+    let (first, last) = lab.executor.block_on(async {
+        let node = lab.open().await;
+        setup(&node).await;
+        let first = lab.world.events();
+        fixed(&node).await;
+        (first, lab.world.events())
+    });
+    for event in first + 1..=last {
+        let lab = Lab::new(5, ByteCount::mib(256));
+        lab.world.halt_at(event);
+        lab.executor.run_until_halt(async {
+            let node = lab.open().await;
+            setup(&node).await;
+            fixed(&node).await;
+        });
+        let lab = lab.crashed(event, Crash::Cut);
+        lab.executor.block_on(async {
+            let node = lab.open().await;
+            node.settle_all().await;
+            node.assert_sound(&format!("event {event}")).await;
+            let seen = &node.view().await["fix"];
+            assert_eq!(seen.content[2], 4, "event {event}");
+            assert!([2 * MIB + 512, 4 * MIB].contains(&seen.size), "event {event}");
+            // The old footer's sector reads as zero once the disk is longer.
+            assert_eq!(seen.content[4..].iter().max(), Some(&0), "event {event}");
+        });
+    }
+}
+
+#[test]
+fn clone_linked() {
+    check("clone", |node| {
+        Box::pin(async {
+            let names = ["c1", "c2", "c3"].map(String::from).to_vec();
+            drop(node.catalog.clone_linked(source(node, "web", Some("one")), names).await.unwrap());
+        })
+    });
+}
+
+#[test]
+fn copy_full() {
+    check("copy", |node| {
+        Box::pin(async {
+            let target = CopyTarget { name: "copy".into(), kind: None, template: false };
+            let from = source(node, "web", Some("two"));
+            drop(node.catalog.copy_full(from, target, &Unwatched).await.unwrap());
+        })
+    });
+    check("deploy in full", |node| {
+        Box::pin(async {
+            let how = Deploy::Full(Some(VolumeKind::Lazy));
+            let gold = node.id("gold");
+            let names = vec!["full".into()];
+            drop(node.catalog.template_deploy(gold, names, how, &Unwatched).await.unwrap());
+        })
+    });
+}
+
+#[test]
+fn snapshot_create() {
+    check("snapshot", |node| Box::pin(async { drop(node.snapshot("web", "three").await) }));
+    check("snapshot of several", |node| {
+        Box::pin(async {
+            let all = [node.id("web"), node.id("fix"), node.id("clone")];
+            drop(node.catalog.snapshot_create(&all, "all").await.unwrap());
+        })
+    });
+}
+
+#[test]
+fn snapshot_revert() {
+    check("revert", |node| {
+        Box::pin(async {
+            let one = node.snap_id("web", "one");
+            drop(node.catalog.snapshot_revert(node.id("web"), one).await.unwrap());
+        })
+    });
+}
+
+async fn forget(node: &Node, volume: &str, snapshot: &str) {
+    let id = node.snap_id(volume, snapshot);
+    drop(node.catalog.snapshot_delete(node.id(volume), id, &Unwatched).await.unwrap());
+}
+
+#[test]
+fn l4_snapshot_delete() {
+    check("delete the first snapshot", |node| Box::pin(forget(node, "web", "one")));
+    check("delete the last snapshot", |node| Box::pin(forget(node, "web", "two")));
+    check("delete a fixed volume's snapshot", |node| Box::pin(forget(node, "fix", "s")));
+}
+
+#[test]
+fn template_create() {
+    check("freeze", |node| {
+        Box::pin(async {
+            let from = source(node, "web", None);
+            drop(node.catalog.template_create(from, "model", &Unwatched).await.unwrap());
+        })
+    });
+}
