@@ -51,7 +51,8 @@ fn a_connection_is_told_as_documented() -> Result<()> {
     shale.volume("web", "fast", "8M")?;
     let answer = shale.json(&["volume", "connect", "web"])?;
     ensure!(answer["protocol"] == "nbd", "{answer}");
-    let socket = shale.connect("web")?.socket;
+    let uri = answer["uri"].as_str().context("no uri")?;
+    let socket = e2e::Connection::parse(uri)?.socket;
     use std::os::unix::fs::PermissionsExt as _;
     let mode = |path: &std::path::Path| -> Result<u32> {
         Ok(path.metadata()?.permissions().mode() & 0o777)
