@@ -237,6 +237,8 @@ fn gaps_in_the_parent_are_filled_first() {
     for block in 0..4 {
         base.write(block * 4096, &[1; 512]);
     }
+    // what the block that goes leaves behind
+    base.write(4096 + 5, &[1; 512]);
     let gap = base.entry(BlockIndex(1)).unwrap();
     let at = base.image.bat_at.bytes();
     base.file.write(at + 4, &[0xff; 4]);
