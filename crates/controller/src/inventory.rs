@@ -177,3 +177,58 @@ impl Inventory {
         Ok(revision)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn write(key: &str, expected: Expected, body: Option<Value>) -> Write {
+        Write { key: key.into(), expected, body }
+    }
+
+    #[tokio::test]
+    async fn a_commit_is_whole_or_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = Store::open(&dir.path().join("x.db")).expect("a database");
+        let inventory = Inventory::load(store.clone()).await.expect("an inventory");
+        let mut watch = inventory.watch();
+        let new = |key| write(key, Expected::Absent, Some(json!({ "is": key })));
+        let first = inventory.commit(vec![new("a/1"), new("a/2"), new("b/1")]).await.expect("new");
+        assert_eq!(inventory.get("a/1").map(|d| d.revision), Some(first));
+        let keys = |prefix| -> Vec<String> {
+            inventory.with_prefix(prefix).into_iter().map(|(key, _)| key).collect()
+        };
+        assert_eq!(keys("a/"), ["a/1", "a/2"]);
+
+        let stale =
+            |expected| vec![write("a/1", Expected::Any, None), write("b/1", expected, None)];
+        for expected in [Expected::Absent, Expected::Revision(first + 1)] {
+            let refused = inventory.commit(stale(expected)).await.expect_err("stale");
+            assert_eq!(refused.code, Code::Conflict, "{expected:?}");
+            assert!(inventory.get("a/1").is_some(), "the other write was kept back too");
+        }
+        let missing = vec![write("c/1", Expected::Revision(first), Some(json!(1)))];
+        assert_eq!(inventory.commit(missing).await.expect_err("stale").code, Code::Conflict);
+
+        let second = inventory.commit(stale(Expected::Revision(first))).await.expect("as expected");
+        assert!(second > first);
+        assert_eq!(keys(""), ["a/2"]);
+        let told: Vec<_> = std::iter::from_fn(|| watch.try_recv().ok()).collect();
+        assert_eq!(told.iter().map(|c| c.revision).collect::<Vec<_>>(), [first, second]);
+        assert_eq!(told[1].keys.as_ref(), ["a/1", "b/1"]);
+
+        let again = Inventory::load(store).await.expect("loaded again");
+        assert_eq!(again.with_prefix(""), inventory.with_prefix(""));
+        assert_eq!(again.commit(vec![new("d/1")]).await.expect("new"), second + 1);
+    }
+
+    #[tokio::test]
+    async fn a_newer_database_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("x.db");
+        let store = Store::open(&path).expect("a database");
+        store.run(|db| db.pragma_update(None, "user_version", 99)).await.expect("set");
+        assert_eq!(Store::open(&path).expect_err("newer").code, Code::UnknownFormat);
+    }
+}

@@ -222,8 +222,10 @@ impl Sync {
                 created: datastore.created,
             })
             .map_err(crate::store::internal)?;
-            if self.inventory.get(&key).is_none_or(|known| known.body != body) {
-                writes.push(Write { key, expected: Expected::Any, body: Some(body) });
+            let known = self.inventory.get(&key);
+            if known.as_ref().is_none_or(|known| known.body != body) {
+                let expected = known.map_or(Expected::Absent, |k| Expected::Revision(k.revision));
+                writes.push(Write { key, expected, body: Some(body) });
             }
         }
         if !writes.is_empty() {

@@ -454,3 +454,91 @@ pub(crate) enum Token {
         consent: Consent,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Cli;
+    use clap::{Command, CommandFactory, Parser};
+
+    fn help(text: &mut String, command: &mut Command, path: &str) {
+        let path = format!("{path} {}", command.get_name());
+        *text += &format!("==={path}\n{}\n", command.render_long_help());
+        for sub in command.get_subcommands_mut() {
+            if sub.get_name() != "help" {
+                help(text, sub, &path);
+            }
+        }
+    }
+
+    #[test]
+    fn the_grammar_is_committed_as_it_is() {
+        let mut command = Cli::command().term_width(100);
+        command.build();
+        let mut now = String::new();
+        help(&mut now, &mut command, "");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/grammar.txt");
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(path, &now).unwrap();
+        }
+        let committed = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(
+            committed == now,
+            "tests/grammar.txt is not what the code says: run `UPDATE=1 cargo test -p shale \
+             grammar` and read the difference"
+        );
+    }
+
+    #[test]
+    fn lines_that_must_work_and_lines_that_must_not() {
+        Cli::command().debug_assert();
+        let good = [
+            "serve --data DIR --listen 127.0.0.1:7070",
+            "datastore create NAME --dir PATH",
+            "volume create NAME --datastore DS --size 10G --kind thin",
+            "volume create NAME --datastore DS --size 10G --kind eager",
+            "volume connect NAME -o json",
+            "volume connect NAME --protocol vhost-user --snapshot S --read-only -o json",
+            "volume resize NAME --size 1.5T --dry-run",
+            "volume clone A --name B --linked",
+            "volume clone A --name B --name C --full --kind fixed --datastore D",
+            "volume copy fast/A --name B",
+            "snapshot create NAME --volume V --volume W",
+            "snapshot revert S --volume V --yes --no-wait",
+            "snapshot diff --volume V --from a --to b",
+            "template deploy NAME --name NEW --linked --count 10",
+            "template deploy NAME --name NEW --full --kind lazy",
+            "task watch",
+            "task list --state running -o name",
+            "token create NAME --role storage-admin",
+            "token delete NAME --yes",
+            "completion bash",
+            "down",
+        ];
+        for line in good {
+            let words = std::iter::once("shale").chain(line.split(' '));
+            Cli::try_parse_from(words).unwrap_or_else(|e| panic!("{line}: {e}"));
+        }
+        let bad = [
+            "",
+            "volume",
+            "volume create NAME --datastore DS --size 10X --kind thin",
+            "volume create NAME --datastore DS --size -1 --kind thin",
+            "volume create a/b --datastore DS --size 1G",
+            "volume create NAME --datastore DS --size 1G --kind thick",
+            "volume connect NAME --snapshot S",
+            "volume connect NAME --protocol iscsi",
+            "volume clone A",
+            "volume clone A --name B --linked --full",
+            "volume clone A --name B --count 0",
+            "snapshot create NAME",
+            "token create NAME --role root",
+            "volume list -o xml",
+            "serve --listen localhost",
+        ];
+        for line in bad {
+            let words = std::iter::once("shale").chain(line.split(' ').filter(|w| !w.is_empty()));
+            let error = Cli::try_parse_from(words).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

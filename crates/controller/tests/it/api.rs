@@ -1,0 +1,193 @@
+//! Objects, names, pages, tasks.
+
+use std::time::Duration;
+
+use controller::client::Method;
+use model::{Code, Estimate, SnapshotTree, Task, TaskState, Volume};
+use serde_json::{Value, json};
+
+use crate::world::{World, volume};
+
+#[tokio::test]
+async fn who_waited_for_a_task_sees_what_it_made() {
+    let world = World::with_datastore().await;
+    for n in 0..20 {
+        let name = format!("v{n}");
+        world.volume(&name).await;
+        let found: Volume =
+            world.client().get(&format!("/api/v1/volumes/{name}")).await.expect("just made");
+        assert_eq!(found.name.as_str(), name);
+        let task: Task = world
+            .client()
+            .call(Method::DELETE, &format!("/api/v1/volumes/{name}?wait=60"), None::<&()>)
+            .await
+            .expect("a task");
+        assert_eq!(task.state, TaskState::Success);
+        let gone = world.client().get::<Volume>(&format!("/api/v1/volumes/{name}")).await;
+        assert_eq!(gone.expect_err("just deleted").code, Code::NotFound);
+    }
+}
+
+#[tokio::test]
+async fn a_change_is_accepted_with_its_task() {
+    let world = World::with_datastore().await;
+    world.volume("web").await;
+    let answer = world.raw("POST", "/api/v1/volumes/web/connect", Some(&json!({}))).await;
+    assert_eq!(answer.status, 202, "{}", answer.body);
+    let id = answer.json()["id"].as_str().expect("an id").to_owned();
+    assert_eq!(answer.header("location"), Some(format!("/api/v1/tasks/{id}").as_str()));
+    assert_eq!(
+        world.raw("GET", &format!("/api/v1/tasks/{id}?wait=0"), None).await.json()["state"],
+        "running"
+    );
+
+    let client = world.client();
+    let path = format!("/api/v1/tasks/{id}?wait=60");
+    let waiting = tokio::spawn(async move { client.get::<Task>(&path).await });
+    world.fake.finish(id.parse().expect("a UUID"), Ok(json!({ "uri": "nbd://x" })));
+    let task = waiting.await.expect("no panic").expect("a task");
+    assert_eq!((task.state, task.result), (TaskState::Success, Some(json!({ "uri": "nbd://x" }))));
+}
+
+#[tokio::test]
+async fn a_task_can_be_cancelled() {
+    let world = World::with_datastore().await;
+    world.volume("web").await;
+    let task = world.post("/api/v1/volumes/web/connect", &json!({})).await.expect("a task");
+    let path = format!("/api/v1/tasks/{}/cancel?wait=60", task.id);
+    let task: Task = world.client().call(Method::POST, &path, None::<&()>).await.expect("a task");
+    assert_eq!(task.state, TaskState::Cancelled);
+    let again: Task = world.client().call(Method::POST, &path, None::<&()>).await.expect("a task");
+    assert_eq!(again.state, TaskState::Cancelled, "a cancelled task stays as it is");
+    let list = world.raw("GET", "/api/v1/tasks?state=cancelled", None).await.json();
+    assert_eq!(list["items"].as_array().map(Vec::len), Some(1), "{list}");
+}
+
+#[tokio::test]
+async fn every_code_of_the_node_reaches_the_caller() {
+    let world = World::with_datastore().await;
+    for code in Code::ALL {
+        world.volume(code.as_str()).await;
+        let path = format!("/api/v1/volumes/{code}/disconnect");
+        let problem = world.post(&path, &json!({})).await.expect_err(code.as_str());
+        assert_eq!((problem.code, problem.exit()), (*code, code.exit()));
+        let raw = world.raw("POST", &path, None).await;
+        assert_eq!(raw.status, code.status(), "{code}");
+        assert_eq!(raw.header("content-type"), Some("application/problem+json"), "{code}");
+        let body = raw.json();
+        assert_eq!((&body["hint"], &body["extra"]["fact"]), (&json!("none"), &json!(7)), "{code}");
+    }
+}
+
+#[tokio::test]
+async fn one_name_on_two_datastores_must_be_told_apart() {
+    let world = World::with_datastore().await;
+    world.datastore("slow").await;
+    world.volume("web").await;
+    let mut other = volume("web");
+    other["datastore"] = "slow".into();
+    world.done("/api/v1/volumes", &other).await;
+    let client = world.client();
+    let problem = client.get::<Volume>("/api/v1/volumes/web").await.expect_err("two of them");
+    assert_eq!(problem.code, Code::AmbiguousName);
+    let hint = problem.hint.unwrap_or_default();
+    assert!(hint.contains("fast/web") && hint.contains("slow/web"), "{hint}");
+    let found: Volume = client.get("/api/v1/volumes/slow%2Fweb").await.expect("one of them");
+    assert_eq!(found.datastore_name.as_str(), "slow");
+    let by_id: Volume = client.get(&format!("/api/v1/volumes/{}", found.id)).await.expect("by id");
+    assert_eq!(by_id, found);
+    let on: Vec<Volume> = client.list("/api/v1/volumes?datastore=slow").await.expect("a list");
+    assert_eq!(on, [found]);
+}
+
+#[tokio::test]
+async fn pages_are_the_whole_list() {
+    let world = World::with_datastore().await;
+    for n in 0..7 {
+        world.volume(&format!("v{n}")).await;
+    }
+    let mut seen = Vec::new();
+    let mut cursor = String::new();
+    for _ in 0..3 {
+        let page = world.raw("GET", &format!("/api/v1/volumes?limit=3{cursor}"), None).await.json();
+        for item in page["items"].as_array().expect("items") {
+            seen.push(item["name"].as_str().expect("a name").to_owned());
+        }
+        cursor = match page["next"].as_str() {
+            Some(next) => format!("&cursor={next}"),
+            None => break,
+        };
+    }
+    assert_eq!(seen, ["v0", "v1", "v2", "v3", "v4", "v5", "v6"]);
+}
+
+#[tokio::test]
+async fn several_volumes_are_one_snapshot_and_stand_in_a_tree() {
+    let world = World::with_datastore().await;
+    world.volume("data").await;
+    world.volume("log").await;
+    let client = world.client();
+    for name in ["one", "two"] {
+        let body = json!({ "name": name, "volumes": ["data", "fast/log"] });
+        world.done("/api/v1/snapshots", &body).await;
+    }
+    let tree: SnapshotTree = client.get("/api/v1/volumes/data/tree").await.expect("a tree");
+    assert_eq!(tree.roots.len(), 1);
+    let one = &tree.roots[0];
+    assert_eq!((one.snapshot.name.as_str(), one.here), ("one", false));
+    assert_eq!((one.children[0].snapshot.name.as_str(), one.children[0].here), ("two", true));
+    let of_log: Vec<model::Snapshot> =
+        client.list("/api/v1/snapshots?volume=log").await.expect("a list");
+    assert_eq!(of_log.len(), 2);
+    let estimate: Estimate = client
+        .call(Method::DELETE, "/api/v1/volumes/log/snapshots/one?dry_run=true", None::<&()>)
+        .await
+        .expect("an estimate");
+    assert_eq!(estimate.moves.bytes(), 2 << 20);
+    let missing = client.get::<model::Snapshot>("/api/v1/volumes/log/snapshots/three").await;
+    assert_eq!(missing.expect_err("no such").code, Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_dry_run_changes_nothing() {
+    let world = World::with_datastore().await;
+    let try_it = async |body: &Value| -> Estimate {
+        let path = "/api/v1/volumes?dry_run=true";
+        world.client().call(Method::POST, path, Some(body)).await.expect("an estimate")
+    };
+    let mut body = volume("web");
+    let thin = try_it(&body).await;
+    assert_eq!((thin.takes.bytes(), thin.refused), (0, None));
+    body["kind"] = "fixed".into();
+    assert_eq!(try_it(&body).await.takes.bytes(), 1 << 30);
+    body["size"] = "51G".into();
+    assert_eq!(try_it(&body).await.refused.map(|problem| problem.code), Some(Code::NoSpace));
+    assert_eq!(world.fake.created(), 0);
+}
+
+#[tokio::test]
+async fn the_end_of_the_node_is_an_alarm_and_ends_its_tasks() {
+    let world = World::with_datastore().await;
+    world.volume("web").await;
+    let (client, data) = (world.client(), world.data());
+    let task: Task = client
+        .call(Method::POST, "/api/v1/volumes/web/connect", Some(&json!({})))
+        .await
+        .expect("a task");
+    let mut events = client.events(None).await.expect("events");
+    let fake = world.fake.restart(&data).await;
+    let ended: Task = client.get(&format!("/api/v1/tasks/{}?wait=60", task.id)).await.expect("it");
+    assert_eq!(ended.state, TaskState::Failed);
+    assert_eq!(ended.error.map(|problem| problem.code), Some(Code::NodeUnavailable));
+    // raised when it was lost, cleared when it was back
+    let mut seen = Vec::new();
+    while !seen.ends_with(&["alarm-cleared"]) {
+        let next = futures_util::StreamExt::next(&mut events);
+        let event = tokio::time::timeout(Duration::from_secs(60), next).await.expect("in time");
+        seen.push(event.expect("an event").change.name());
+    }
+    assert!(seen.contains(&"alarm"), "{seen:?}");
+    let alarms: Vec<model::Alarm> = client.list("/api/v1/alarms").await.expect("a list");
+    assert!(alarms.is_empty(), "{alarms:?}");
+    fake.die().await;
+}
