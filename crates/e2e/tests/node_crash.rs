@@ -65,11 +65,20 @@ impl Host {
         let end = Instant::now() + LIMIT;
         loop {
             match self.api.raw("GET", "/v1/volumes", b"") {
-                Ok((200, _)) => return,
+                Ok((200, _)) => return self.idle(),
                 Ok((status, body)) => panic!("{status}: {body}\n{}", self.log()),
                 Err(error) if Instant::now() > end => panic!("{error}\n{}", self.log()),
                 Err(_) => std::thread::sleep(Duration::from_millis(5)),
             }
+        }
+    }
+
+    /// Waits until merges that go on after a restart have ended.
+    fn idle(&self) {
+        let tasks = self.api.get("/v1/tasks");
+        for task in tasks.as_array().expect("a list") {
+            let ended = self.api.get(&format!("/v1/tasks/{}?wait=60", id(task)));
+            assert_eq!(ended["state"], "success", "{ended}");
         }
     }
 
@@ -225,7 +234,10 @@ impl Guest {
             return;
         }
         let found = u64::from_le_bytes(bytes[8..16].try_into().expect("eight bytes"));
-        assert!(bytes == content(block, acked), "block {block} holds {found}, acknowledged {acked}");
+        assert!(
+            bytes == content(block, acked),
+            "block {block} holds {found}, acknowledged {acked}"
+        );
     }
 }
 
@@ -393,7 +405,8 @@ const CASES: &[Case] = &[
         name: "create",
         connected: false,
         request: |f| {
-            let body = json!({ "name": "new", "datastore": f.store, "size": MIB, "kind": "thin" });
+            let body =
+                json!({ "name": "new", "datastore": f.store, "size": 64 * MIB, "kind": "thin" });
             ("POST", "/v1/volumes".into(), body)
         },
     },

@@ -9,11 +9,12 @@
 //! ```
 
 use std::cell::{Cell, Ref, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use catalog::{Catalog, ConnectPlan, ConnectRequest, LogPlan};
 use datastore::ObjectName;
-use disk::{LogIdentity, LogState};
+use disk::{LogError, LogIdentity, LogState};
 use io::ShmFile;
 use model::{
     Code, ConnectVolume, ObjectKind, ObjectRef, Operation, Problem, Protocol, Reference, Severity,
@@ -150,7 +151,7 @@ impl Control {
             self.drop_link(id).await?;
         }
         progress.running("connecting");
-        let found = self.found_log(volume).await;
+        let found = self.found_log(volume).await?;
         let plan = opened
             .catalog
             .connect(ConnectRequest {
@@ -295,21 +296,31 @@ impl Control {
         Some(cell.map_or_else(String::new, |(version, _)| format!("{version:?}")))
     }
 
-    /// The identity in the volume's log, where one survived.
-    async fn found_log(&self, volume: Uuid) -> Option<catalog::LogIdentity> {
+    /// The identity in the volume's log, where one survived. A log of another version is nothing to
+    /// guess about: only the program that wrote it can finish it (rule D2).
+    async fn found_log(&self, volume: Uuid) -> Outcome<Option<catalog::LogIdentity>> {
         let path = self.shared.data.log(volume);
-        self.ring
-            .run_blocking(move || {
-                let memory = ShmFile::open(&path, LOG_BYTES).ok()?;
-                let found = disk::log_identity(&memory).ok()?;
-                Some(catalog::LogIdentity {
-                    volume: found.volume,
-                    boot_id: found.boot.to_string(),
-                    generation: found.generation,
-                    log_id: found.log,
-                })
+        let found = self
+            .ring
+            .run_blocking(move || match ShmFile::open(&path, LOG_BYTES) {
+                Ok(memory) => disk::log_identity(&memory),
+                Err(_none_or_not_ours) => Err(LogError::Mismatch),
             })
-            .await
+            .await;
+        match found {
+            Ok(found) => Ok(Some(catalog::LogIdentity {
+                volume: found.volume,
+                boot_id: found.boot.to_string(),
+                generation: found.generation,
+                log_id: found.log,
+            })),
+            Err(error @ LogError::Version(_)) => Err(Problem::new(
+                Code::UnknownFormat,
+                format!("Its metadata log cannot be used: {error}."),
+            )
+            .hint("start the version that wrote it and stop it with: shale down")),
+            Err(LogError::Mismatch | LogError::Leaf { .. } | LogError::TooSmall(_)) => Ok(None),
+        }
     }
 
     // --- disconnect ---
@@ -524,7 +535,7 @@ impl Control {
         let entry = link.entry().clone();
         let record = opened.catalog.volume(entry.volume).map_err(catalog_problem)?;
         let cell_before = opened.files.get(&ObjectName::Cell(entry.volume)).await;
-        let found = if entry.read_only { None } else { self.found_log(entry.volume).await };
+        let found = if entry.read_only { None } else { self.found_log(entry.volume).await? };
         let plan = opened
             .catalog
             .connect(ConnectRequest {
@@ -595,7 +606,7 @@ impl Control {
                 snapshot: None,
                 read_only: false,
                 holder: format!("recovery on {}", self.shared.host),
-                log_found: self.found_log(volume).await,
+                log_found: self.found_log(volume).await?,
             })
             .await
             .map_err(catalog_problem)?;
@@ -641,42 +652,33 @@ impl Control {
 
     // --- what waits for a disconnect ---
 
-    /// Recovers volumes that a crash left unclean without a connection, and goes on with merges.
-    pub(super) fn settle_leftovers(self: &Rc<Self>) {
+    /// Recovers volumes that a crash left unclean without a connection, then goes on with merges.
+    pub(super) async fn settle_leftovers(self: &Rc<Self>) {
         for store in self.all_stores() {
-            self.settle_store(&store);
+            self.settle_store(&store).await;
         }
     }
 
-    pub(super) fn settle_store(self: &Rc<Self>, store: &Rc<Store>) {
+    /// Recovery ends before this returns, merges go on as tasks.
+    pub(super) async fn settle_store(self: &Rc<Self>, store: &Rc<Store>) {
         let Ok(opened) = store.opened() else { return };
-        let control = Rc::clone(self);
-        self.spawn(async move {
-            for record in opened.catalog.volumes() {
-                let free = control.link_of_volume(record.uuid).is_none_or(|link| !link.is_live());
-                if free
-                    && opened.catalog.needs_recovery(record.uuid)
-                    && let Err(problem) = control.recover_alone(&opened, record.uuid).await
-                {
-                    let object = super::reference(&record);
-                    let text =
-                        format!("{} could not be recovered: {}", record.name, problem.detail);
-                    let hint = "put right what it says, then connect the volume";
-                    control.shared.alarms.raise(
-                        alarms::RECOVERY,
-                        Severity::Warning,
-                        object,
-                        text,
-                        hint,
-                    );
-                }
+        for record in opened.catalog.volumes() {
+            let free = self.link_of_volume(record.uuid).is_none_or(|link| !link.is_live());
+            if free
+                && opened.catalog.needs_recovery(record.uuid)
+                && let Err(problem) = self.recover_alone(&opened, record.uuid).await
+            {
+                let object = super::reference(&record);
+                let text = format!("{} could not be recovered: {}", record.name, problem.detail);
+                let hint = "put right what it says, then connect the volume";
+                self.shared.alarms.raise(alarms::RECOVERY, Severity::Warning, object, text, hint);
             }
-            let waiting: std::collections::BTreeSet<Uuid> =
-                opened.catalog.pending_merges().into_iter().map(|merge| merge.volume).collect();
-            for volume in waiting {
-                control.settle_volume(volume);
-            }
-        });
+        }
+        let waiting: BTreeSet<Uuid> =
+            opened.catalog.pending_merges().into_iter().map(|merge| merge.volume).collect();
+        for volume in waiting {
+            self.settle_volume(volume);
+        }
     }
 
     async fn recover_alone(self: &Rc<Self>, opened: &Opened, volume: Uuid) -> Outcome<()> {

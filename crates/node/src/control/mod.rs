@@ -104,7 +104,7 @@ impl Control {
         });
         control.open_stores(saved.stores).await;
         control.resume_all(saved.connections).await;
-        control.settle_leftovers();
+        control.settle_leftovers().await;
         control.spawn(Rc::clone(&control).watch_space());
         control
     }

@@ -209,6 +209,9 @@ impl Control {
             if look.is_ok() {
                 self.open_entry(entry).await;
                 self.resume_store(id).await;
+                if let Ok(store) = self.store(id) {
+                    self.settle_store(&store).await;
+                }
                 self.tell_store(id).await;
             }
         }
@@ -300,7 +303,7 @@ impl Control {
             return Err(problem);
         }
         self.tell_store(id).await;
-        self.settle_store(&store);
+        self.settle_store(&store).await;
         to_value(&self.store_view(&store).await)
     }
 

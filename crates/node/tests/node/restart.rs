@@ -86,3 +86,32 @@ fn down_leaves_everything_clean() {
     (host.node, host.api) = (Some(node), api);
     assert_eq!(host.api.get(&format!("/v1/volumes/{volume}"))["state"], "disconnected");
 }
+
+#[test]
+fn a_log_of_another_version_is_left_alone() {
+    let (mut host, store) = Host::with_store();
+    let volume = host.api.volume(&store, "web", 64 * MIB);
+    host.api.connect(&volume);
+    let log = host.logs().join(format!("{volume}.log"));
+    host.restart(|_| {
+        let mut bytes = std::fs::read(&log).unwrap();
+        for copy in [0, 512] {
+            bytes[copy + 8] = 99;
+            let crc = crc32c(&bytes[copy..copy + 88]);
+            bytes[copy + 88..copy + 92].copy_from_slice(&crc.to_le_bytes());
+        }
+        std::fs::write(&log, bytes).unwrap();
+    });
+    let alarm = &host.api.get("/v1/alarms")[0];
+    assert_eq!(alarm["code"], "connection-stopped");
+    assert!(alarm["message"].as_str().unwrap().contains("version 99"), "{alarm}");
+    let path = format!("/v1/volumes/{volume}/connect");
+    assert_eq!(host.api.refused("POST", &path, &json!({})), "unknown-format");
+    assert!(log.exists(), "whoever wrote it can still use it");
+}
+
+/// The checksum of the log's identity, bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
+    !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), step))
+}
