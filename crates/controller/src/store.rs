@@ -293,7 +293,6 @@ impl Store {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "used as a map_err function")]
 pub(crate) fn internal(e: impl std::fmt::Display) -> Problem {
     Problem::new(Code::Internal, format!("An internal step failed: {e}."))
 }

@@ -171,9 +171,11 @@ impl<'de> Deserialize<'de> for Code {
 pub struct Problem {
     /// `urn:shale:problem:CODE`.
     #[serde(rename = "type")]
-    pub kind: String,
+    #[schema(value_type = String)]
+    pub kind: Box<str>, // boxed, here and below: errors are returned by value everywhere
     /// The code's title, the same for every occurrence.
-    pub title: String,
+    #[schema(value_type = String)]
+    pub title: Box<str>,
     /// The HTTP status.
     pub status: u16,
     /// The stable code.
@@ -193,8 +195,8 @@ impl Problem {
     /// A problem of this code; `detail` says what happened to which object.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
         Self {
-            kind: format!("urn:shale:problem:{code}"),
-            title: code.title().to_owned(),
+            kind: format!("urn:shale:problem:{code}").into(),
+            title: code.title().into(),
             status: code.status(),
             code,
             detail: detail.into(),

@@ -66,7 +66,7 @@ fn decode(cursor: &str) -> Result<String, Problem> {
             .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
             .collect::<Option<Vec<u8>>>()?;
         let (sum, key) = bytes.split_at_checked(4)?;
-        let whole = cursor.len() % 2 == 0 && sum == checksum(key);
+        let whole = cursor.len().is_multiple_of(2) && sum == checksum(key);
         String::from_utf8(key.to_vec()).ok().filter(|_| whole)
     };
     read().ok_or_else(|| {

@@ -62,7 +62,7 @@ async fn bad_requests_get_problems() {
         assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{what}");
         let problem: Problem = serde_json::from_str(&answer.body).expect("a problem");
         assert_eq!((problem.code.as_str(), problem.status), (*code, *status), "{what}");
-        assert_eq!(problem.kind, format!("urn:shale:problem:{code}"), "{what}");
+        assert_eq!(*problem.kind, *format!("urn:shale:problem:{code}"), "{what}");
         assert!(problem.detail.ends_with('.'), "{what}: {}", problem.detail);
     }
     assert_eq!(world.fake.created(), 0, "nothing of this reached the node");
