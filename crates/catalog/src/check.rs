@@ -396,7 +396,10 @@ impl Catalog {
         record.layers =
             chain.iter().filter(|(_, n)| n.owner.is_none()).map(|(uuid, _)| *uuid).collect();
         let title = format!("adopt layer {leaf} as {name}");
-        let begun = self.begin(Plan { title, puts: vec![record], ..Plan::default() }).await?;
+        // Whatever the cells of the chain say, an orphan may not have been counted in them.
+        let marked = chain.iter().map(|(uuid, _)| *uuid).collect();
+        let plan = Plan { title, puts: vec![record], marked, ..Plan::default() };
+        let begun = self.begin(plan).await?;
         let made = self.commit(begun).await?;
         drop((names, held));
         one(made)

@@ -120,13 +120,13 @@ impl Catalog {
         let names = self.take_names(std::slice::from_ref(&target.name))?;
         let used = self.used_by_layer().await?;
         let stored: u64 = layers.iter().filter_map(|l| used.get(l)).map(|used| used.0).sum();
-        self.has_room(match kind {
+        let title = format!("copy {} to {}", record.name, target.name);
+        let needed = match kind {
             VolumeKind::Thin => stored.min(size),
             VolumeKind::Fixed | VolumeKind::Lazy => size,
-        })
-        .await?;
+        };
+        self.has_room(needed, &title).await?;
         let origin = Origin { volume: record.uuid, snapshot: source.snapshot, linked: false };
-        let title = format!("copy {} to {}", record.name, target.name);
         let mut new = self.new_record(target.name, size, kind, Some(origin));
         new.template = target.template;
         let layer = base_layer(&new);

@@ -137,8 +137,8 @@ impl Catalog {
             self.extend(&record, parent, child.image.size).await?;
             parent = self.open_own(wanted.into).await?;
         }
-        self.has_room(if parent.is_fixed() || child.blocks().is_empty() { 0 } else { ROOM })
-            .await?;
+        let needed = if parent.is_fixed() || child.blocks().is_empty() { 0 } else { ROOM };
+        self.has_room(needed, &format!("go on with {title}")).await?;
         let (ended, moved) = self.move_blocks(&record, &parent, &child, progress).await?;
         if let Ended::Paused = ended {
             return Ok((ended, moved));

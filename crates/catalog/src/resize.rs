@@ -46,7 +46,7 @@ impl Catalog {
                 .hint("copy its content to a smaller volume from within a guest"));
         }
         if old.kind != VolumeKind::Thin {
-            self.has_room(size.0 - old.size).await?;
+            self.has_room(size.0 - old.size, &format!("grow {}", old.name)).await?;
         }
         let chain = self.chain(old.current.layer)?;
         let longest = chain.iter().skip(1).map(|(_, node)| node.size).max().unwrap_or(0);

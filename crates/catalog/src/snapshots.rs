@@ -53,11 +53,11 @@ impl Catalog {
             puts.push(put);
             creates.push(new);
         }
-        self.has_room(reserved).await?;
         let title = match puts.as_slice() {
             [one] => format!("snapshot {name} of {}", one.name),
             several => format!("snapshot {name} of {} volumes", several.len()),
         };
+        self.has_room(reserved, &title).await?;
         let begun = self.begin(Plan { title, puts, creates, ..Plan::default() }).await?;
         let begun = match self.prepare_leaves(&begun, &connected).await {
             Ok(()) => self.register(begun).await?,

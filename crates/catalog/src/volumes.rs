@@ -30,14 +30,14 @@ impl Catalog {
         check_size(new.size.0)?;
         self.can_hold(new.kind)?;
         let names = self.take_names(std::slice::from_ref(&new.name))?;
-        self.has_room(match new.kind {
+        let title = format!("create {}", new.name);
+        let needed = match new.kind {
             VolumeKind::Thin => 0,
             VolumeKind::Fixed | VolumeKind::Lazy => new.size.0,
-        })
-        .await?;
+        };
+        self.has_room(needed, &title).await?;
         let record = self.new_record(new.name, new.size.0, new.kind, None);
         let layer = base_layer(&record);
-        let title = format!("create {}", record.name);
         let plan = Plan { title, puts: vec![record], creates: vec![layer], ..Plan::default() };
         let begun = self.begin(plan).await?;
         let built = match new.kind {
@@ -132,13 +132,14 @@ impl Catalog {
     }
 
     /// Refuses early what cannot have the space it needs (invariant 9).
-    pub(crate) async fn has_room(&self, bytes: u64) -> Result<()> {
+    pub(crate) async fn has_room(&self, bytes: u64, doing: &str) -> Result<()> {
         if bytes == 0 {
             return Ok(());
         }
         let free = self.store().space().await?.free.0;
         if bytes > free {
-            let message = format!("{} are needed and {} are free", mib(bytes), mib(free));
+            let message =
+                format!("cannot {doing}: {} are needed and {} are free", mib(bytes), mib(free));
             return Err(CatalogError::new(Code::NoSpace, message)
                 .hint("free space on the datastore or enlarge it; or use a thin volume"));
         }

@@ -27,7 +27,7 @@ pub(crate) const PROBES: [u64; 10] = [0, 1, 7, 8, 4095, 4096, 8191, 8192, 10240,
 
 /// Deterministic surroundings.
 pub(crate) struct TestEnv {
-    next: Cell<u64>,
+    next: Rc<Cell<u64>>,
     boot: u64,
 }
 
@@ -107,6 +107,8 @@ pub(crate) struct Lab {
     pub(crate) world: SimWorld,
     pub(crate) directory: SimDirectory,
     pub(crate) boot: u64,
+    /// UUIDs given out since the boot.
+    given: Rc<Cell<u64>>,
 }
 
 /// What a crash is.
@@ -121,7 +123,7 @@ impl Lab {
         let (executor, world) = SimWorld::start(seed);
         let identity = Identity { uuid: Uuid::from_u128(1), name: "fast1".into(), created: 0 };
         let directory = SimDirectory::create(&world, capacity, &identity);
-        Self { executor, world, directory, boot: 1 }
+        Self { executor, world, directory, boot: 1, given: Rc::default() }
     }
 
     /// The node after a crash.
@@ -132,7 +134,7 @@ impl Lab {
         };
         let (executor, world) = SimWorld::restart(seed, survivors);
         let directory = SimDirectory::restart(&world.spaces()[0], names);
-        Self { executor, world, directory, boot: self.boot + 1 }
+        Self { executor, world, directory, boot: self.boot + 1, given: Rc::default() }
     }
 
     pub(crate) async fn open(&self) -> Node {
@@ -141,7 +143,7 @@ impl Lab {
 
     pub(crate) async fn open_with(&self, disks: Rc<FakeDisks>) -> Node {
         let store = Rc::new(self.directory.open().unwrap());
-        let env = Rc::new(TestEnv { next: Cell::new(0), boot: self.boot });
+        let env = Rc::new(TestEnv { next: Rc::clone(&self.given), boot: self.boot });
         let running: Rc<dyn Running> = disks;
         let files: Rc<dyn FileStore> = Rc::clone(&store) as _;
         let (catalog, recovered) = Catalog::open(files, env, running).await.unwrap();
