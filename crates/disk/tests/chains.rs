@@ -1,0 +1,193 @@
+//! Chains by hand, in the simulated world: sizes that differ, space that runs out, the cost of reads.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use disk::{Access, Disk, LogIdentity, LogState, OpenChain, Rules};
+use image::{ParentRef, SectorCount, Timestamp, Uuid, create};
+use io::sim::{SimSpace, SimWorld};
+use io::{
+    BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, Clear, Durability, ExtentKind, IoBuf,
+    Request,
+};
+
+const BLOCK: u64 = 2 << 20;
+
+async fn layer(
+    space: &SimSpace,
+    number: u128,
+    size: u64,
+    parent: Option<u128>,
+) -> Rc<dyn BlockFile> {
+    let (uuid, size) = (Uuid::from_u128(number), SectorCount(size / 512));
+    let now = Timestamp::default();
+    let new = match parent {
+        None => create::dynamic(uuid, size, now),
+        Some(p) => create::differencing(uuid, size, now, &ParentRef::sibling(Uuid::from_u128(p))),
+    }
+    .unwrap();
+    let file = space.create();
+    for (at, bytes) in new.pieces {
+        let (at, from) = (ByteOffset(at.bytes()), IoBuf::copied(&bytes));
+        file.submit(Request::Write { at, from, durability: Durability::Cached }).await.unwrap();
+    }
+    file.truncate(ByteCount(new.len)).await.unwrap();
+    file
+}
+
+async fn open(world: &SimWorld, files: Vec<Rc<dyn BlockFile>>, rules: Rules) -> Disk {
+    let identity = LogIdentity {
+        volume: Uuid::nil(),
+        boot: Uuid::nil(),
+        generation: 1,
+        log: Uuid::from_u128(files.len() as u128),
+    };
+    let memory = Rc::new(world.log(&format!("log{}", files.len()), 64 << 10));
+    let access = Access::Write { memory, identity, state: LogState::Clean };
+    Disk::open(world.local().clone(), OpenChain { files, access, rules }).await.unwrap()
+}
+
+async fn write(disk: &Disk, at: u64, byte: u8, len: usize) {
+    let from = IoBuf::copied(&vec![byte; len]);
+    let request = Request::Write { at: ByteOffset(at), from, durability: Durability::Cached };
+    disk.submit(request).await.unwrap();
+}
+
+async fn read(disk: &Disk, at: u64, len: usize) -> Vec<u8> {
+    let into = IoBuf::zeroed(len);
+    disk.submit(Request::Read { at: ByteOffset(at), into: into.clone() }).await.unwrap();
+    into.to_vec()
+}
+
+/// A layer in the middle is shorter than its parent and its child: beyond its end nothing of the
+/// parent may show through.
+async fn grown_over_a_shorter_layer(world: &SimWorld, rules: Rules) -> (Vec<u8>, Vec<u8>) {
+    let space = world.add_space(ByteCount::mib(100));
+    let base = layer(&space, 1, 4 * BLOCK, None).await;
+    let disk = open(world, vec![Rc::clone(&base)], rules).await;
+    write(&disk, 0, 7, 4096).await;
+    write(&disk, BLOCK + 8192, 7, 4096).await;
+    write(&disk, 3 * BLOCK, 7, 4096).await;
+    disk.close().await.unwrap();
+    let middle = layer(&space, 2, BLOCK + 4096, Some(1)).await;
+    let leaf = layer(&space, 3, 4 * BLOCK, Some(2)).await;
+    let disk = open(world, vec![base, middle, leaf], rules).await;
+    let inside = read(&disk, 0, 4096).await;
+    let mut beyond = read(&disk, BLOCK + 8192, 4096).await;
+    beyond.extend(read(&disk, 3 * BLOCK, 4096).await);
+    (inside, beyond)
+}
+
+#[test]
+fn d8_growth_owns_its_range_as_zero() {
+    let (executor, world) = SimWorld::start(1);
+    let (inside, beyond) = executor.block_on(grown_over_a_shorter_layer(&world, Rules::all()));
+    assert_eq!(inside, vec![7; 4096]);
+    assert_eq!(beyond, vec![0; 8192]);
+
+    let (executor, world) = SimWorld::start(1);
+    let off = Rules { d8_grown_range_is_zero: false, ..Rules::all() };
+    let (_, beyond) = executor.block_on(grown_over_a_shorter_layer(&world, off));
+    assert!(beyond.contains(&7), "with the rule off the parent shows through");
+}
+
+#[test]
+fn a_full_store_holds_only_what_needs_space() {
+    let (executor, world) = SimWorld::start(2);
+    executor.block_on(async {
+        let space = world.add_space(ByteCount::mib(7));
+        let base = layer(&space, 1, 16 * BLOCK, None).await;
+        let disk = open(&world, vec![base], Rules::all()).await;
+        let held = Rc::new(Cell::new(0));
+        let told = Rc::clone(&held);
+        disk.on_held(move |count| told.set(count));
+        for block in 0..3 {
+            write(&disk, block * BLOCK, 1, 4096).await;
+        }
+        let waiting = {
+            let disk = disk.clone();
+            world.local().spawn(async move { write(&disk, 5 * BLOCK, 9, 4096).await })
+        };
+        while held.get() == 0 {
+            world.delay(std::time::Duration::ZERO, std::time::Duration::from_micros(50)).await;
+        }
+        assert_eq!(disk.stats().held, 1);
+        // what has its place goes on, flushes and snapshots' gates too
+        write(&disk, BLOCK, 2, 8192).await;
+        disk.submit(Request::Flush).await.unwrap();
+        disk.gate().await.unwrap();
+        disk.ungate();
+        // the guest itself frees a block: that is space too
+        let range = ByteRange::new(2 * BLOCK, BLOCK);
+        let clear =
+            Request::Clear { range, how: Clear::Deallocate, durability: Durability::Durable };
+        disk.submit(clear).await.unwrap();
+        waiting.await;
+        assert_eq!(held.get(), 0);
+        assert_eq!(read(&disk, 5 * BLOCK, 4096).await, vec![9; 4096]);
+        assert_eq!(read(&disk, 2 * BLOCK, 4096).await, vec![0; 4096]);
+        assert_eq!(read(&disk, BLOCK, 4096).await, vec![2; 4096]);
+    });
+}
+
+#[test]
+fn a_closing_disk_answers_what_it_holds() {
+    let (executor, world) = SimWorld::start(3);
+    executor.block_on(async {
+        let space = world.add_space(ByteCount::mib(3));
+        let base = layer(&space, 1, 16 * BLOCK, None).await;
+        let disk = open(&world, vec![base], Rules::all()).await;
+        write(&disk, 0, 1, 4096).await;
+        let from = IoBuf::copied(&[2; 512]);
+        let request =
+            Request::Write { at: ByteOffset(3 * BLOCK), from, durability: Durability::Cached };
+        let waiting = {
+            let disk = disk.clone();
+            world.local().spawn(async move { disk.submit(request).await })
+        };
+        while disk.stats().held == 0 {
+            world.delay(std::time::Duration::ZERO, std::time::Duration::from_micros(50)).await;
+        }
+        disk.close().await.unwrap();
+        assert_eq!(waiting.await.unwrap_err().kind, io::IoErrorKind::Closed);
+    });
+}
+
+/// Invariant 10: a warm read costs one I/O at any depth, a first touch at most one bitmap a layer.
+#[test]
+fn reads_do_not_slow_with_the_chain() {
+    let (executor, world) = SimWorld::start(4);
+    executor.block_on(async {
+        let space = world.add_space(ByteCount::mib(400));
+        let mut files = vec![layer(&space, 1, 8 * BLOCK, None).await];
+        let disk = open(&world, files.clone(), Rules::all()).await;
+        for block in 0..8 {
+            write(&disk, block * BLOCK, 1, 65536).await;
+        }
+        disk.close().await.unwrap();
+        for depth in 2..=33 {
+            files.push(layer(&space, depth, 8 * BLOCK, Some(depth - 1)).await);
+            let disk = open(&world, files.clone(), Rules::all()).await;
+            let byte = u8::try_from(depth).unwrap();
+            write(&disk, (u64::from(byte) % 8) * BLOCK + 4096 * (u64::from(byte) % 16), byte, 4096)
+                .await;
+            disk.close().await.unwrap();
+        }
+        let disk = open(&world, files, Rules::all()).await;
+        for block in 0..8 {
+            read(&disk, block * BLOCK, 4096).await;
+        }
+        let cold = disk.stats().file_reads;
+        assert!(cold <= 8 + 32, "{cold} reads of files for 8 first touches");
+        for block in 0..8 {
+            for page in 0..16 {
+                read(&disk, block * BLOCK + page * 4096, 4096).await;
+            }
+        }
+        assert_eq!(disk.stats().file_reads - cold, 8 * 16, "one read of a file each");
+        let extents = disk.extents(ByteRange::new(0, 8 * BLOCK)).await.unwrap();
+        let data: u64 =
+            extents.iter().filter(|e| e.kind == ExtentKind::Data).map(|e| e.range.len.0).sum();
+        assert_eq!(data, 8 * BLOCK);
+    });
+}

@@ -1,0 +1,268 @@
+//! One process of the host: its catalog and the disks it has open.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use catalog::{
+    Catalog, CatalogError, ConnectPlan, ConnectRequest, Env, LogIdentity as LogName, LogPlan,
+    Recovered, Running,
+};
+use datastore::{Access as Open, FileStore, ObjectName};
+use disk::{Access, Disk, LogIdentity, LogState, NewLeaf, OpenChain, Rules};
+use io::sim::SimWorld;
+use io::{BlockFile, Io, LogMemory};
+use uuid::Uuid;
+
+use crate::SimStore;
+
+/// Bytes of a volume's log: small, so that it often is full.
+const LOG: usize = 16 << 10;
+
+/// Clock, names and boot of the simulated host.
+pub(super) struct SimEnv {
+    pub(super) world: SimWorld,
+    pub(super) boot: u64,
+}
+
+impl Env for SimEnv {
+    fn now_ms(&self) -> u64 {
+        1_800_000_000_000 + self.world.events()
+    }
+
+    fn new_uuid(&self) -> Uuid {
+        let (high, low) = self.world.random(|rng| (rng.next_u64(), rng.next_u64()));
+        uuid::Builder::from_random_bytes(((u128::from(high) << 64) | u128::from(low)).to_be_bytes())
+            .into_uuid()
+    }
+
+    fn boot_id(&self) -> String {
+        Uuid::from_u128(u128::from(self.boot)).to_string()
+    }
+}
+
+/// A volume that is open for writing.
+#[derive(Clone)]
+pub(super) struct Live {
+    pub(super) disk: Disk,
+    pub(super) connection: Uuid,
+}
+
+/// The process.
+pub(super) struct Host {
+    pub(super) world: SimWorld,
+    pub(super) store: Rc<SimStore>,
+    pub(super) catalog: Catalog,
+    pub(super) recovered: Vec<Recovered>,
+    disks: Rc<Disks>,
+    rules: Rules,
+}
+
+struct Disks {
+    store: Rc<SimStore>,
+    live: RefCell<BTreeMap<Uuid, Live>>,
+    /// How often the gate of any disk was shut.
+    gates: Cell<u64>,
+}
+
+impl Host {
+    /// Starts the process on a store: its catalog recovers what the last one left.
+    pub(super) async fn start(
+        world: &SimWorld,
+        store: SimStore,
+        boot: u64,
+        rules: Rules,
+    ) -> catalog::Result<Self> {
+        let store = Rc::new(store);
+        let (live, gates) = (RefCell::default(), Cell::new(0));
+        let disks = Rc::new(Disks { store: Rc::clone(&store), live, gates });
+        let env = Rc::new(SimEnv { world: world.clone(), boot });
+        let files: Rc<dyn FileStore> = store.clone();
+        let running: Rc<dyn Running> = disks.clone();
+        let (catalog, recovered) = Catalog::open(files, env, running).await?;
+        Ok(Self { world: world.clone(), store, catalog, recovered, disks, rules })
+    }
+
+    pub(super) fn live(&self, volume: Uuid) -> Option<Live> {
+        self.disks.live.borrow().get(&volume).cloned()
+    }
+
+    /// Opens a volume for writing, replaying its log where it survived. True: the log was lost, so
+    /// that only what was flushed need be there.
+    pub(super) async fn connect(&self, volume: Uuid) -> Result<bool, String> {
+        let name = format!("log-{volume}");
+        let found = self.log_found(volume);
+        let request = ConnectRequest {
+            volume,
+            snapshot: None,
+            read_only: false,
+            holder: "the simulated host".to_owned(),
+            log_found: found,
+        };
+        let plan = self.catalog.connect(request).await.map_err(|e| e.to_string())?;
+        let identity = plan.log.clone().ok_or("a writable connection without a log")?;
+        let state = match plan.log_plan {
+            LogPlan::Fresh => LogState::Clean,
+            LogPlan::Replay => LogState::Replay,
+            LogPlan::Lost => LogState::Lost,
+        };
+        let identity = LogIdentity {
+            volume,
+            boot: Uuid::try_parse(&identity.boot_id).map_err(|e| e.to_string())?,
+            generation: identity.generation,
+            log: identity.log_id,
+        };
+        let disk = match self.open(&name, &plan, identity, state).await {
+            Ok(disk) => disk,
+            Err(error) => {
+                let ended = self.catalog.disconnect(plan.connection, false).await;
+                return Err(format!(
+                    "{error} {}",
+                    ended.err().map_or(String::new(), |e| e.to_string())
+                ));
+            }
+        };
+        let live = Live { disk, connection: plan.connection };
+        self.disks.live.borrow_mut().insert(volume, live);
+        Ok(state == LogState::Lost)
+    }
+
+    async fn open(
+        &self,
+        log: &str,
+        plan: &ConnectPlan,
+        identity: LogIdentity,
+        state: LogState,
+    ) -> Result<Disk, String> {
+        let files = self.files(plan, Open::Write).await.map_err(|e| e.to_string())?;
+        let memory: Rc<dyn LogMemory> = Rc::new(self.world.log(log, LOG));
+        let access = Access::Write { memory, identity, state };
+        let open = OpenChain { files, access, rules: self.rules };
+        Disk::open(self.world.local().clone(), open).await.map_err(|e| e.to_string())
+    }
+
+    /// The identity in the volume's log, as the node finds it by reading the log's head.
+    fn log_found(&self, volume: Uuid) -> Option<LogName> {
+        let name = format!("log-{volume}");
+        if !self.world.has_log(&name) {
+            return None;
+        }
+        let memory = self.world.log(&name, LOG);
+        let found = disk::log_identity(&memory).ok()?;
+        Some(LogName {
+            volume: found.volume,
+            boot_id: found.boot.to_string(),
+            generation: found.generation,
+            log_id: found.log,
+        })
+    }
+
+    /// Closes a volume; false: not cleanly.
+    pub(super) async fn disconnect(&self, volume: Uuid) -> Result<bool, String> {
+        let Some(live) = self.live(volume) else { return Ok(true) };
+        let clean = live.disk.close().await.is_ok();
+        self.disks.live.borrow_mut().remove(&volume);
+        self.catalog.disconnect(live.connection, clean).await.map_err(|e| e.to_string())?;
+        if clean {
+            self.world.remove_log(&format!("log-{volume}"));
+        }
+        Ok(clean)
+    }
+
+    /// Opens a volume at rest, or one of its snapshots, for reading.
+    pub(super) async fn read_only(
+        &self,
+        volume: Uuid,
+        snapshot: Option<Uuid>,
+    ) -> Result<(Disk, Uuid), String> {
+        let request = ConnectRequest {
+            volume,
+            snapshot,
+            read_only: true,
+            holder: "a check".to_owned(),
+            log_found: None,
+        };
+        let plan = self.catalog.connect(request).await.map_err(|e| e.to_string())?;
+        let files = self.files(&plan, Open::Read).await.map_err(|e| e.to_string())?;
+        let open = OpenChain { files, access: Access::ReadOnly, rules: self.rules };
+        let disk = Disk::open(self.world.local().clone(), open).await.map_err(|e| e.to_string())?;
+        Ok((disk, plan.connection))
+    }
+
+    /// The chain's files, base first.
+    async fn files(
+        &self,
+        plan: &ConnectPlan,
+        leaf: Open,
+    ) -> datastore::Result<Vec<Rc<dyn BlockFile>>> {
+        let mut files = Vec::new();
+        for (depth, layer) in plan.layers.iter().enumerate().rev() {
+            let access = if depth == 0 { leaf } else { Open::Read };
+            files.push(self.store.open(&ObjectName::Layer(layer.uuid), access).await?);
+        }
+        Ok(files)
+    }
+
+    /// Space may be there again: held requests try once more.
+    pub(super) fn space_freed(&self) {
+        for live in self.disks.live.borrow().values() {
+            live.disk.space_freed();
+        }
+    }
+
+    pub(super) fn gates(&self) -> u64 {
+        self.disks.gates.get()
+    }
+}
+
+impl Disks {
+    fn disk(&self, volume: Uuid) -> Option<Disk> {
+        self.live.borrow().get(&volume).map(|live| live.disk.clone())
+    }
+}
+
+impl Running for Disks {
+    fn is_connected(&self, volume: Uuid) -> bool {
+        self.live.borrow().contains_key(&volume)
+    }
+
+    fn prepare(&self, volume: Uuid) -> Io<'_, catalog::Result<()>> {
+        Box::pin(async move {
+            match self.disk(volume) {
+                Some(disk) => disk.prepare().await.map_err(CatalogError::from),
+                None => Ok(()),
+            }
+        })
+    }
+
+    fn gate(&self, volume: Uuid) -> Io<'_, catalog::Result<()>> {
+        Box::pin(async move {
+            self.gates.set(self.gates.get() + 1);
+            match self.disk(volume) {
+                Some(disk) => disk.gate().await.map_err(CatalogError::from),
+                None => Ok(()),
+            }
+        })
+    }
+
+    fn switch(&self, volume: Uuid, leaf: Uuid) -> Io<'_, catalog::Result<()>> {
+        Box::pin(async move {
+            let Some(disk) = self.disk(volume) else { return Ok(()) };
+            let file = self.store.open(&ObjectName::Layer(leaf), Open::Write).await?;
+            let leaf: NewLeaf = disk
+                .open_leaf(file)
+                .await
+                .map_err(|error| CatalogError::new(catalog::Code::Corrupt, error.to_string()))?;
+            disk.switch(leaf);
+            Ok(())
+        })
+    }
+
+    fn ungate(&self, volume: Uuid) -> Io<'_, ()> {
+        Box::pin(async move {
+            if let Some(disk) = self.disk(volume) {
+                disk.ungate();
+            }
+        })
+    }
+}
