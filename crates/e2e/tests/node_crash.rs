@@ -23,6 +23,8 @@ use nbd::Nbd;
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
+/// The same as the length of a request.
+const LEN: u32 = 4096;
 /// Bounds a failure; never part of what is asserted.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -117,9 +119,9 @@ impl Dice {
 /// What a block holds: which write of which block, so that neither a lost nor a misplaced one passes.
 fn content(block: u64, write: u64) -> Vec<u8> {
     if write == 0 {
-        return vec![0; BLOCK as usize];
+        return vec![0; 4096];
     }
-    let mut bytes = Vec::with_capacity(BLOCK as usize);
+    let mut bytes = Vec::with_capacity(4096);
     for word in 0..BLOCK / 16 {
         bytes.extend((block << 16 | word).to_le_bytes());
         bytes.extend(write.to_le_bytes());
@@ -189,7 +191,7 @@ impl Guest {
             0 => nbd.flush(),
             1..=20 => {
                 let block = self.dice.roll(self.blocks);
-                let bytes = nbd.read(block * BLOCK, BLOCK as u32)?;
+                let bytes = nbd.read(block * BLOCK, LEN)?;
                 self.judge(block, &bytes);
                 Ok(())
             }
@@ -208,7 +210,7 @@ impl Guest {
 
     /// Reads a block; a crash meanwhile is no verdict.
     fn verify(&mut self, nbd: &mut Nbd, block: u64) {
-        if let Ok(bytes) = nbd.read(block * BLOCK, BLOCK as u32) {
+        if let Ok(bytes) = nbd.read(block * BLOCK, LEN) {
             self.judge(block, &bytes);
         }
     }
@@ -296,7 +298,7 @@ fn fifty_kills_under_load_lose_nothing_that_was_acknowledged() {
     for guest in &mut guests {
         let mut nbd = guest.connect();
         for block in 0..guest.blocks {
-            let bytes = nbd.read(block * BLOCK, BLOCK as u32).expect("a read");
+            let bytes = nbd.read(block * BLOCK, LEN).expect("a read");
             guest.judge(block, &bytes);
         }
         assert!(guest.writes > 100, "too little was written to mean anything");

@@ -13,7 +13,10 @@ use datastore::{DirHandle, DirStore, FileStore as _, ObjectName};
 use disk::{Access, Disk, LogIdentity, LogState, OpenChain, OpenError, Rules};
 use export::{Export, NbdServer};
 use futures_util::future::{Either, select};
-use io::{BlockDevice, IoError, IoErrorKind, LogMemory, Result, Ring, ShmFile};
+use io::{
+    BlockDevice, ByteRange, DeviceInfo, Extent, Io, IoError, IoErrorKind, LogMemory, Request,
+    Result, Ring, ShmFile,
+};
 use model::{Code, Problem};
 use uuid::Uuid;
 
@@ -64,7 +67,7 @@ pub(crate) struct Report {
     pub(crate) id: Uuid,
     /// Requests that wait for space.
     pub(crate) held: u64,
-    /// A flush failed: every later one will (rule D7).
+    /// A flush failed: every later one does (rule D7).
     pub(crate) failed: bool,
 }
 
@@ -73,7 +76,41 @@ struct Served {
     server: NbdServer,
     store: DirStore,
     datastore: Uuid,
-    failed: Cell<bool>,
+    failed: Rc<Cell<bool>>,
+}
+
+/// A disk whose failed flushes are noticed: they are an alarm, not only the guest's business.
+struct Watched {
+    disk: Disk,
+    failed: Rc<Cell<bool>>,
+}
+
+impl BlockDevice for Watched {
+    fn info(&self) -> DeviceInfo {
+        self.disk.info()
+    }
+
+    fn submit(&self, request: Request) -> Io<'_, Result<()>> {
+        if !matches!(request, Request::Flush) {
+            return self.disk.submit(request);
+        }
+        Box::pin(async move {
+            let flushed = self.disk.submit(request).await;
+            note(&self.failed, flushed)
+        })
+    }
+
+    fn extents(&self, range: ByteRange) -> Io<'_, Result<Vec<Extent>>> {
+        self.disk.extents(range)
+    }
+}
+
+/// Remembers a flush that failed; one that came too late for a disk that closed did not.
+fn note(failed: &Cell<bool>, flushed: Result<()>) -> Result<()> {
+    if flushed.as_ref().is_err_and(|e| !matches!(e.kind, IoErrorKind::Closed | IoErrorKind::Busy)) {
+        failed.set(true);
+    }
+    flushed
 }
 
 /// The state of a home thread.
@@ -121,7 +158,9 @@ impl Home {
         let disk = Disk::open(self.ring.local().clone(), chain)
             .await
             .map_err(|error| from_open(&opening.name, &error))?;
-        let device: Rc<dyn BlockDevice> = Rc::new(disk.clone());
+        let failed = Rc::new(Cell::new(false));
+        let device: Rc<dyn BlockDevice> =
+            Rc::new(Watched { disk: disk.clone(), failed: Rc::clone(&failed) });
         let export = Export {
             name: opening.name.clone(),
             description: format!("Shale volume {}", opening.name),
@@ -133,7 +172,7 @@ impl Home {
             server: NbdServer::new(&self.ring, export),
             store,
             datastore: opening.datastore.identity().uuid,
-            failed: Cell::new(false),
+            failed,
         };
         self.served.borrow_mut().insert(opening.id, Rc::new(served));
         Ok(())
@@ -201,12 +240,12 @@ impl Home {
 
     pub(crate) async fn prepare(&self, id: Uuid) -> Result<()> {
         let served = self.served(id)?;
-        served.note(served.disk.prepare().await)
+        note(&served.failed, served.disk.prepare().await)
     }
 
     pub(crate) async fn gate(&self, id: Uuid) -> Result<()> {
         let served = self.served(id)?;
-        served.note(served.disk.gate().await)
+        note(&served.failed, served.disk.gate().await)
     }
 
     /// Goes on in a new leaf, which is committed and durable.
@@ -265,15 +304,6 @@ impl Home {
             served.server.close().await;
         }))
         .await;
-    }
-}
-
-impl Served {
-    fn note(&self, outcome: Result<()>) -> Result<()> {
-        if outcome.as_ref().is_err_and(|error| error.kind == IoErrorKind::Poisoned) {
-            self.failed.set(true);
-        }
-        outcome
     }
 }
 

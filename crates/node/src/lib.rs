@@ -181,17 +181,14 @@ impl Node {
     /// Blocks until it was told to end, by a signal or over HTTP, and has.
     pub fn wait(self) {
         let Self { socket, http, control, homes, .. } = self;
-        let mut threads = vec![http];
         // The HTTP thread ends when the control thread has put everything in order; only then may
         // the others go.
-        if let Some(http) = threads.pop() {
-            ended(http.join());
-        }
+        ended(&http.join());
         control.0.stop();
-        ended(control.1.join());
+        ended(&control.1.join());
         for (home, thread) in homes {
             home.stop();
-            ended(thread.join());
+            ended(&thread.join());
         }
         if let Err(error) = std::fs::remove_file(&socket) {
             tracing::debug!(%error, "the HTTP socket is gone already");
@@ -200,7 +197,7 @@ impl Node {
     }
 }
 
-fn ended(thread: std::thread::Result<()>) {
+fn ended(thread: &std::thread::Result<()>) {
     if thread.is_err() {
         tracing::error!("a thread of the node panicked; the next start recovers");
     }

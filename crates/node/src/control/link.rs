@@ -448,7 +448,8 @@ impl Control {
         if ended.is_err() {
             tracing::error!(%volume, "the home thread ended");
         }
-        if let Ok(catalog) = self.store(link.entry().datastore).and_then(|store| store.catalog())
+        let store = link.entry().datastore;
+        if let Ok(catalog) = self.store(store).and_then(|store| store.catalog())
             && let Err(error) = catalog.disconnect(live.connection, false).await
         {
             tracing::error!(%volume, %error, "releasing an abandoned connection");

@@ -106,7 +106,8 @@ impl Control {
                 return Err(connected(&record, "deleted"));
             }
             // What is left of a stopped connection goes with its volume.
-            self.drop_link(link.entry().id()).await?;
+            let left = link.entry().id();
+            self.drop_link(left).await?;
         }
         store.catalog()?.delete_volume(id).await.map_err(catalog_problem)?;
         drop(working);

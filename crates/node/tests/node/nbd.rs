@@ -1,6 +1,6 @@
 //! A small blocking NBD client: enough to read, write and flush as a guest would.
 
-use std::io::{Error, ErrorKind, Read, Result, Write};
+use std::io::{Error, Read, Result, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -105,7 +105,7 @@ impl<S: Read + Write> Nbd<S> {
         expect(be32(&head) == REPLY && be64(&head[8..]) == handle, "the reply to the request")?;
         match be32(&head[4..]) {
             0 => Ok(()),
-            error => Err(Error::new(ErrorKind::Other, Refused(error))),
+            error => Err(Error::other(Refused(error))),
         }
     }
 
