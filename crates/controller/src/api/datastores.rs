@@ -62,6 +62,8 @@ async fn show(
     State(app): State<Arc<App>>,
     Path(datastore): Path<String>,
 ) -> Answer<Json<Datastore>> {
+    // Space that guests take changes without an event; whoever looks at one object wants it as it is.
+    app.refresher.refresh().await;
     Ok(Json(app.find(&reference(ObjectKind::Datastore, &datastore)?).await?))
 }
 

@@ -92,6 +92,8 @@ async fn show(
     State(app): State<Arc<App>>,
     Path(volume): Path<String>,
 ) -> Answer<Json<Volume>> {
+    // Space that guests take changes without an event; whoever looks at one object wants it as it is.
+    app.refresher.refresh().await;
     Ok(Json(app.volume(&volume).await?))
 }
 
