@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use datastore::{Access, FileStore, ObjectName};
 use image::{
-    BLOCK_BYTES, BLOCK_SECTORS, Bitmap, ChainReader, Content, LayerReader, Mapped, PAGE, SECTOR,
-    Sector, SectorCount, bat, create,
+    BLOCK_BYTES, BLOCK_SECTORS, Bitmap, ChainReader, Content, LayerReader, Mapped, SECTOR, Sector,
+    SectorCount, bat, create,
 };
 use io::{BlockFile, ByteCount, ByteRange, IoBuf};
 use uuid::Uuid;
@@ -225,7 +225,7 @@ impl Chain {
             readers.push(LayerReader::new(image, file.info().size.0));
             files.push(file);
         }
-        let reader = ChainReader::new(readers).map_err(damaged)?;
+        let reader = ChainReader::new(readers).map_err(|e| damaged(&e))?;
         let buffer = IoBuf::zeroed(ByteCount(BLOCK_BYTES).as_len());
         Ok(Self { files, reader, buffer })
     }
@@ -233,10 +233,10 @@ impl Chain {
     /// The next run from `from`, at most to `end`, in sectors: its length, and where it is stored.
     async fn map(&mut self, from: u64, end: u64) -> Result<(u64, Option<(usize, u64)>)> {
         loop {
-            match self.reader.map(Sector(from), SectorCount(end - from)).map_err(damaged)? {
+            match self.reader.map(Sector(from), SectorCount(end - from)).map_err(|e| damaged(&e))? {
                 Mapped::Read { layer, at, len } => {
                     let bytes = layer::read(&*self.files[layer], at, len).await?;
-                    self.reader.supply(layer, &bytes).map_err(damaged)?;
+                    self.reader.supply(layer, &bytes).map_err(|e| damaged(&e))?;
                 }
                 Mapped::Extent { len, content } => {
                     let place = match content {
@@ -293,7 +293,7 @@ impl Chain {
     }
 }
 
-fn damaged(error: image::FormatError) -> CatalogError {
+fn damaged(error: &image::FormatError) -> CatalogError {
     CatalogError::new(Code::Corrupt, format!("the chain cannot be read: {error}"))
 }
 
@@ -342,10 +342,7 @@ impl Target {
             // The whole block lies within the file; what is not written stays a hole.
             self.file.truncate(ByteCount(self.next.bytes())).await?;
         }
-        let mut page = vec![0; PAGE as usize];
-        let bits = Bitmap::full();
-        let bits_at = page.len() - bits.as_bytes().len();
-        page[bits_at..].copy_from_slice(bits.as_bytes());
+        let page = layer::bitmap_page(&Bitmap::full());
         layer::write(&*self.file, layer::page_of(entry), &IoBuf::copied(&page)).await?;
         let data = self.plan.image.data_at(entry).bytes();
         for (piece, at) in content.chunks(HOLE).zip((data..).step_by(HOLE)) {
@@ -361,7 +358,7 @@ impl Target {
         let mut pieces = self.plan.pieces;
         if !self.fixed {
             let mut table: Vec<u8> = self.bat.iter().flat_map(|e| bat::encode_entry(*e)).collect();
-            table.resize(table.len().next_multiple_of(PAGE as usize), 0xff);
+            table.resize(table.len().next_multiple_of(layer::PAGE_LEN), 0xff);
             pieces.retain(|(at, _)| *at != self.plan.image.bat_at);
             pieces.push((self.plan.image.bat_at, table));
             let end = self.reserved.unwrap_or(self.next);

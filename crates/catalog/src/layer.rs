@@ -19,6 +19,10 @@ use crate::intent::{NewLayer, Piece};
 /// Largest single transfer.
 const CHUNK: u64 = 1 << 20;
 
+/// Bytes of a metadata page, in memory.
+pub(crate) const PAGE_LEN: usize = 4096;
+const _: () = assert!(PAGE_LEN as u64 == PAGE);
+
 /// An open layer file.
 pub(crate) struct Layer {
     pub(crate) uuid: Uuid,
@@ -202,9 +206,7 @@ impl Layer {
 
     /// Writes a block's bitmap; its page holds nothing else.
     pub(crate) async fn write_bitmap(&self, entry: Sector, bits: &Bitmap) -> Result<()> {
-        let mut page = vec![0; PAGE as usize];
-        let at = page.len() - bits.as_bytes().len();
-        page[at..].copy_from_slice(bits.as_bytes());
+        let page = bitmap_page(bits);
         self.write_at(page_of(entry), &page).await
     }
 
@@ -215,6 +217,14 @@ impl Layer {
         self.write_at(at.bytes(), &footer).await?;
         self.flush().await
     }
+}
+
+/// A block's metadata page: zeros, then the bitmap as its last sector.
+pub(crate) fn bitmap_page(bits: &Bitmap) -> [u8; PAGE_LEN] {
+    let mut page = [0; PAGE_LEN];
+    let (_, last) = page.split_at_mut(PAGE_LEN - bits.as_bytes().len());
+    last.copy_from_slice(bits.as_bytes());
+    page
 }
 
 /// The metadata page of the block with this BAT entry, in bytes.

@@ -13,6 +13,8 @@
 //! - The datastore is the truth; what is kept in memory is an index that [`Catalog::open`] rebuilds.
 //! - One record put commits an operation. Before it everything can be undone, after it finished.
 //! - Only an intent's own garbage is deleted; nothing is swept while a record cannot be read (R4).
+//! - Operations run to their end: cancelling is asked through [`Progress`], never done by dropping an
+//!   operation's future, because the datastore would still end the step it was at.
 //! - A layer changes only if it is nobody's tip, one path leads through it and nobody reads it (L2).
 
 mod api;

@@ -493,7 +493,7 @@ fn operations_on_one_volume_follow_each_other_and_others_run_beside() {
         let db_snapshot = node.catalog.snapshot_create(&only_db, "s");
         let both = node.catalog.snapshot_create(&two, "t");
         let (a, b, c, d) = futures_util::join!(web_snapshot, web_rename, db_snapshot, both);
-        (a.unwrap(), b.unwrap(), c.unwrap(), d.unwrap());
+        drop((a.unwrap(), b.unwrap(), c.unwrap(), d.unwrap()));
         let names = |name: &str| {
             let record = node.catalog.find(name).unwrap();
             record.snapshots.iter().map(|s| s.name.clone()).collect::<Vec<_>>()
