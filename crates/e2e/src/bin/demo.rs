@@ -79,7 +79,7 @@ fn live_and_die(demo: &mut Demo, shale: &Shale, connection: &Connection) -> Resu
     let write = "for i in 1 2 3 4; do dd if=/dev/urandom of=/data/file$i bs=1M count=8; done; \
                  cd /data && md5sum file* > sums && cd / && sync";
     guest.run(write)?;
-    demo.note(&format!("it wrote {}", guest.run("ls -m /data")?));
+    demo.note(&format!("it wrote {}", guest.run("cd /data && echo *")?));
 
     demo.step("A snapshot while it runs and writes");
     let job = guest.start("dd if=/dev/urandom of=/tmp/noise bs=64k count=200 conv=fsync")?;
@@ -95,7 +95,7 @@ fn live_and_die(demo: &mut Demo, shale: &Shale, connection: &Connection) -> Resu
 
     demo.step("The guest destroys its files");
     guest.run("rm -rf /data/* && dd if=/dev/urandom of=/data/garbage bs=1M count=20 && sync")?;
-    demo.note(&format!("left: {}", guest.run("ls -m /data")?));
+    demo.note(&format!("left: {}", guest.run("cd /data && echo *")?));
     guest.power_off()
 }
 
