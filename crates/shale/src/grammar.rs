@@ -462,7 +462,7 @@ mod tests {
 
     fn help(text: &mut String, command: &mut Command, path: &str) {
         let path = format!("{path} {}", command.get_name());
-        *text += &format!("==={path}\n{}\n", command.render_long_help());
+        *text += &format!("==={path}\n{}\n", command.render_help());
         for sub in command.get_subcommands_mut() {
             if sub.get_name() != "help" {
                 help(text, sub, &path);

@@ -33,7 +33,7 @@ fn log() {
     };
 }
 
-pub(crate) fn serve(place: &Place, command: Serve) -> Result<Exit, Problem> {
+pub(crate) fn serve(place: &Place, command: &Serve) -> Result<Exit, Problem> {
     log();
     let data = data_dir(place)?;
     let data = std::path::absolute(&data).unwrap_or(data);
@@ -99,15 +99,24 @@ pub(crate) fn down(place: &Place) -> Result<Exit, Problem> {
     let runtime = crate::runtime()?;
     let local = data_dir(place).ok();
     let server = local.as_deref().and_then(Announcement::read).filter(is_alive);
-    if server.is_none() && place.url.is_none() {
-        let data = local.unwrap_or_else(|| PathBuf::from("."));
+    let node_alone = || {
+        let data = local.clone().unwrap_or_else(|| PathBuf::from("."));
         let stopped = runtime.block_on(controller::stop_node(&data))?;
         output::print(if stopped { "the node is stopped\n" } else { "nothing is running\n" })?;
-        return Ok(Exit::Ok);
+        Ok(Exit::Ok)
+    };
+    if server.is_none() && place.url.is_none() {
+        return node_alone();
     }
     let session = Session::open(place)?;
     let client: &Client = &session.client;
-    runtime.block_on(client.call::<(), ()>(Method::POST, "/api/v1/system/down", None))?;
+    match runtime.block_on(client.call::<(), ()>(Method::POST, "/api/v1/system/down", None)) {
+        // it was killed, and its process id is another process's now
+        Err(problem) if problem.code == Code::ServerUnavailable && place.url.is_none() => {
+            return node_alone();
+        }
+        asked => asked?,
+    }
     if let Some(server) = server.filter(|_| place.url.is_none()) {
         let ended = controller::ended(server.pid);
         let late = runtime.block_on(async { tokio::time::timeout(DOWN, ended).await.is_err() });

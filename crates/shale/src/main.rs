@@ -52,7 +52,7 @@ fn code(exit: Exit) -> ExitCode {
 
 fn run(cli: Cli) -> Result<Exit, Problem> {
     match cli.command {
-        Command::Serve(serve) => local::serve(&cli.place, serve),
+        Command::Serve(serve) => local::serve(&cli.place, &serve),
         Command::Node(node) => local::node(&cli.place, &node),
         Command::Down(_) => local::down(&cli.place),
         Command::Completion { shell } => {
