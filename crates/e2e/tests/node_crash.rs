@@ -104,6 +104,22 @@ impl Host {
     }
 }
 
+/// A killed node leaves the logs of its connections in the host's memory.
+impl Drop for Host {
+    fn drop(&mut self) {
+        drop(self.node.take());
+        let file = self.dir.path().join("data/node/connections.json");
+        let text = std::fs::read(file).unwrap_or_default();
+        let kept: Value = serde_json::from_slice(&text).unwrap_or_default();
+        let user = rustix::process::geteuid().as_raw();
+        for entry in kept["connections"].as_array().into_iter().flatten() {
+            let volume = entry["volume"].as_str().unwrap_or_default();
+            // Gone already where the connection was never opened.
+            drop(std::fs::remove_file(format!("/dev/shm/shale-{user}/{volume}.log")));
+        }
+    }
+}
+
 /// Small and seeded: a failing run is repeated by its seed.
 struct Dice(u64);
 
