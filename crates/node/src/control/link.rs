@@ -433,7 +433,9 @@ impl Control {
     async fn remove_log(&self, volume: Uuid) {
         let path = self.shared.data.log(volume);
         let removed = self.ring.run_blocking(move || std::fs::remove_file(path)).await;
-        if let Err(error) = removed {
+        if let Err(error) = removed
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
             // A log that no generation names is never replayed.
             tracing::warn!(%volume, %error, "a metadata log is left over");
         }
@@ -519,7 +521,13 @@ impl Control {
             match phase {
                 Phase::Stopped { reason } => self.say_stopped(&link, &reason),
                 Phase::Closing => {
-                    let outcome = self.recover(&opened, volume).await;
+                    // Without a log there is nothing to recover, and the volume's own connection,
+                    // which has one, is none of this one's business.
+                    let outcome = if link.entry().read_only {
+                        Ok(())
+                    } else {
+                        self.recover(&opened, volume).await
+                    };
                     if let Err(problem) = outcome.and(self.drop_link(connection).await) {
                         self.stopped(&link, &problem.detail).await;
                     }
@@ -598,6 +606,8 @@ impl Control {
     /// Connects, recovers and disconnects a volume, so that it is clean and nobody notices.
     async fn recover(&self, opened: &Opened, volume: Uuid) -> Outcome<()> {
         if !opened.catalog.needs_recovery(volume) {
+            // It died between the release and the removal of the log, which nobody needs any more.
+            self.remove_log(volume).await;
             return Ok(());
         }
         let plan = opened

@@ -73,6 +73,35 @@ fn another_boot_is_a_power_cut() {
 }
 
 #[test]
+fn closing_a_reader_to_the_end_leaves_the_writer_alone() {
+    let (mut host, store) = Host::with_store();
+    let volume = host.api.volume(&store, "web", 64 * MIB);
+    let path = format!("/v1/volumes/{volume}/connect");
+    let made = host.api.post("/v1/snapshots", &json!({ "name": "s", "volumes": [volume] }));
+    let snapshot = made["snapshots"][0]["id"].as_str().unwrap().to_owned();
+    let socket = host.api.connect(&volume);
+    host.api.post(&path, &json!({ "snapshot": snapshot, "read_only": true }));
+    let log = host.logs().join(format!("{volume}.log"));
+    // As a node leaves it that died while it disconnected the reader.
+    host.restart(|host| {
+        let path = host.dir.path().join("data/node/connections.json");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut file: serde_json::Value = serde_json::from_str(&text).unwrap();
+        for entry in file["connections"].as_array_mut().unwrap() {
+            if entry["snapshot"] == snapshot.as_str() {
+                entry["state"] = json!("closing");
+            }
+        }
+        std::fs::write(&path, file.to_string()).unwrap();
+    });
+    assert_eq!(host.api.get("/v1/alarms"), json!([]));
+    let shown = host.api.get(&format!("/v1/volumes/{volume}"));
+    assert_eq!(shown["connections"].as_array().unwrap().len(), 1, "{shown}");
+    assert!(log.exists(), "the writer's log");
+    Nbd::connect(&socket).unwrap().write(0, &[1; 512]).unwrap();
+}
+
+#[test]
 fn down_leaves_everything_clean() {
     let (mut host, store) = Host::with_store();
     let volume = host.api.volume(&store, "web", 64 * MIB);
