@@ -29,6 +29,9 @@ pub trait Running {
     fn switch(&self, volume: Uuid, leaf: Uuid) -> Io<'_, Result<()>>;
     /// Lets guest requests go on; also when the commit did not happen.
     fn ungate(&self, volume: Uuid) -> Io<'_, ()>;
+    /// Nobody can tell which leaf the volume's record names: its disk must not write any more, not
+    /// even what waits at the gate, until the volume is connected again.
+    fn abandon(&self, volume: Uuid) -> Io<'_, ()>;
 }
 
 /// No disk runs here: for tools and tests.
@@ -49,6 +52,9 @@ impl Running for NothingRuns {
         Box::pin(async { Ok(()) })
     }
     fn ungate(&self, _volume: Uuid) -> Io<'_, ()> {
+        Box::pin(async {})
+    }
+    fn abandon(&self, _volume: Uuid) -> Io<'_, ()> {
         Box::pin(async {})
     }
 }

@@ -163,6 +163,13 @@ impl Catalog {
         }
         let begun = match self.commit_record(begun).await {
             Ok(begun) => begun,
+            // Their leaves may be the snapshot's layers already: a write now would change it.
+            Err(error) if error.code == Code::OutcomeUnknown => {
+                for volume in &gated {
+                    self.running().abandon(*volume).await;
+                }
+                return Err(error);
+            }
             Err(error) => {
                 self.ungate(&gated).await;
                 return Err(error);

@@ -86,6 +86,10 @@ impl Running for FakeDisks {
         let done = self.call("ungate");
         Box::pin(async move { drop(done.await) })
     }
+    fn abandon(&self, _volume: Uuid) -> Io<'_, ()> {
+        let done = self.call("abandon");
+        Box::pin(async move { drop(done.await) })
+    }
 }
 
 /// Cancels after so many questions.

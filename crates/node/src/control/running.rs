@@ -128,4 +128,14 @@ impl Running for Homes {
             }
         })
     }
+
+    fn abandon(&self, volume: Uuid) -> Io<'_, ()> {
+        Box::pin(async move {
+            self.gated.borrow_mut().remove(&volume);
+            if let Some(control) = self.control.upgrade() {
+                let why = "whether a snapshot was committed could not be told".to_owned();
+                control.abandon(volume, why).await;
+            }
+        })
+    }
 }

@@ -265,4 +265,12 @@ impl Running for Disks {
             }
         })
     }
+
+    fn abandon(&self, volume: Uuid) -> Io<'_, ()> {
+        Box::pin(async move {
+            if let Some(disk) = self.disk(volume) {
+                disk.abandon();
+            }
+        })
+    }
 }
