@@ -284,9 +284,18 @@ impl File {
         if range.len.0 == 0 {
             return Ok(());
         }
+        // a part of a disk block is cleared beside a read-modify-write of its other sectors: one
+        // after the other, or the write-back brings the old sectors again
+        let alone = match self.is_aligned(range.start.0, range.len.as_len()) {
+            true => None,
+            false => Some(self.rewrite.lock().await),
+        };
         let punched = how == Clear::Deallocate
             && self.try_clear(range, FallocateFlags::PUNCH_HOLE, &self.can_punch).await?;
-        if !punched && !self.try_clear(range, FallocateFlags::ZERO_RANGE, &self.can_zero).await? {
+        let cleared =
+            punched || self.try_clear(range, FallocateFlags::ZERO_RANGE, &self.can_zero).await?;
+        drop(alone);
+        if !cleared {
             self.write_zeros(range).await?;
         }
         if durability == Durability::Durable {

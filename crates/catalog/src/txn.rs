@@ -154,18 +154,36 @@ impl Catalog {
         };
         // A failed put leaves the old or the new record, whole: reading settles which.
         match is_committed(self.store(), &begun.intent).await {
-            Ok(true) => {
+            // seen is not durable: the put may have failed after its rename
+            Ok(true) if self.put_again(&begun).await => {
                 self.with_mut(|state| apply(state, &begun));
                 Ok(begun)
             }
             Ok(false) => Err(self.abort(begun, error.into()).await),
-            Err(_) => Err(CatalogError {
+            Ok(true) | Err(_) => Err(CatalogError {
                 code: Code::OutcomeUnknown,
                 hint: Some("it is settled before the next operation on the same volume".into()),
                 ..CatalogError::from(error)
             }
             .during(format_args!("cannot tell whether this was done: {}", begun.intent.title))),
         }
+    }
+
+    /// Commits once more, durably this time: a sync that failed may say nothing when repeated, a new
+    /// rename and its sync do.
+    async fn put_again(&self, begun: &Begun) -> bool {
+        let (name, content) = match (&begun.intent.commit, begun.puts.first()) {
+            (Commit::Record(id), Some(record)) => {
+                (ObjectName::Record(*id), Record::Volume(record.clone()).encode())
+            }
+            (Commit::Set(_), _) => {
+                let set = SetRecord { uuid: begun.intent.uuid, volumes: begun.puts.clone() };
+                (ObjectName::Record(set.uuid), Record::Set(set).encode())
+            }
+            (Commit::Removed(_), _) => return self.store().sync_names().await.is_ok(),
+            (Commit::Record(_) | Commit::Forward, _) => return true,
+        };
+        self.store().put(&name, Expected::Any, content).await.is_ok()
     }
 
     /// What remains after the commit. A failure here costs nothing but a later retry.

@@ -40,9 +40,10 @@ impl Layer {
     pub(crate) async fn open(
         file: Rc<dyn BlockFile>,
         depth: usize,
+        trust: Trust,
         places: &mut BTreeSet<Place>,
     ) -> Result<Self, OpenError> {
-        let image = read_image(&*file, depth).await?;
+        let image = read_image(&*file, depth, trust).await?;
         let table = if image.kind == Kind::Fixed {
             Table::default()
         } else {
@@ -67,9 +68,13 @@ pub(crate) async fn read_bytes(
     Ok(into.to_vec())
 }
 
-async fn read_image(file: &dyn BlockFile, depth: usize) -> Result<LayerImage, OpenError> {
+async fn read_image(
+    file: &dyn BlockFile,
+    depth: usize,
+    trust: Trust,
+) -> Result<LayerImage, OpenError> {
     let format = |source| OpenError::Format { layer: depth, source };
-    let mut opener = Opener::new(file.info().size.0, Trust::Own);
+    let mut opener = Opener::new(file.info().size.0, trust);
     loop {
         match opener.step().map_err(format)? {
             Step::Read { at, len } => {

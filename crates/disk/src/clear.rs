@@ -3,11 +3,11 @@
 
 use std::rc::Rc;
 
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use image::owner::{BlockState, Place as Found};
 use io::{ByteRange, Clear, Durability, IoErrorKind, Request, Result};
 
-use crate::disk::{Gate, Inner, Piece, pieces, sectors_in_block};
+use crate::disk::{Caller, Gate, Inner, Piece, pieces, sectors_in_block};
 use crate::log::Record;
 use crate::space::Dropped;
 
@@ -28,8 +28,10 @@ impl Inner {
         range: ByteRange,
         how: Clear,
         durability: Durability,
+        caller: &Caller,
     ) -> Result<()> {
         self.check_writable()?;
+        let how = if self.keep_space { Clear::KeepSpace } else { how };
         let (start, len) = self.sectors(range)?;
         self.stats.borrow_mut().clears += 1;
         // a clear may span the whole disk: a bounded number of blocks at a time
@@ -39,7 +41,10 @@ impl Inner {
             if batch.is_empty() {
                 break;
             }
-            try_join_all(batch.into_iter().map(|piece| self.clear_piece(piece, how))).await?;
+            // all of them to their end, also when one fails: see `write`
+            let ended =
+                join_all(batch.into_iter().map(|piece| self.clear_piece(piece, how, caller))).await;
+            ended.into_iter().collect::<Result<Vec<()>>>()?;
         }
         if durability == Durability::Durable {
             self.guest_flush().await?;
@@ -47,7 +52,7 @@ impl Inner {
         Ok(())
     }
 
-    async fn clear_piece(self: &Rc<Self>, piece: Piece, how: Clear) -> Result<()> {
+    async fn clear_piece(self: &Rc<Self>, piece: Piece, how: Clear, caller: &Caller) -> Result<()> {
         loop {
             self.pass_gate().await?;
             self.resolve(piece.block).await?;
@@ -58,7 +63,7 @@ impl Inner {
                 Step::Done => return Ok(()),
                 Step::LogFull => self.flush().await?,
                 Step::InPlace => {
-                    if self.clear_in_place(piece, how).await? {
+                    if self.clear_in_place(piece, how, caller).await? {
                         return Ok(());
                     }
                 }
@@ -104,8 +109,13 @@ impl Inner {
     }
 
     /// Clears a range of the leaf's place. False: there was no space, and there may be now.
-    async fn clear_in_place(self: &Rc<Self>, piece: Piece, how: Clear) -> Result<bool> {
-        let entry = self.enter(piece.block).await?;
+    async fn clear_in_place(
+        self: &Rc<Self>,
+        piece: Piece,
+        how: Clear,
+        caller: &Caller,
+    ) -> Result<bool> {
+        let entry = self.enter(piece.block, caller).await?;
         let start = entry.place.data().plus(u64::from(piece.from)).bytes();
         let range = ByteRange::new(start, u64::from(piece.len) * 512);
         let request = Request::Clear { range, how, durability: Durability::Cached };
@@ -113,7 +123,7 @@ impl Inner {
             Ok(()) => self.publish(piece, entry.place).await.map(|()| true),
             Err(error) if error.kind == IoErrorKind::NoSpace => {
                 drop(entry);
-                self.hold().await?;
+                self.hold(caller).await?;
                 Ok(false)
             }
             Err(error) => Err(error),

@@ -2,13 +2,16 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
+use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 
 use image::owner::{BlockState, OwnerMap, Slot};
-use image::{BLOCK_SECTORS, BlockIndex, Kind, SECTOR, SectorCount};
+use image::{BLOCK_SECTORS, BlockIndex, Kind, SECTOR, SectorCount, Trust};
 use io::{
     BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, DeviceInfo, Extent, Io, IoError,
-    IoErrorKind, Local, LogMemory, Request, Result,
+    IoErrorKind, Local, LogMemory, Request, Result, Task,
 };
 
 use crate::chain::{Chain, Layer, layer_blocks, read_bitmaps};
@@ -50,6 +53,10 @@ pub enum Access {
 pub struct OpenChain {
     /// The layers' files, the base first, the leaf last.
     pub files: Vec<Rc<dyn BlockFile>>,
+    /// Whether the base is a fixed VHD. Its record says so: the file's bytes are the guest's.
+    pub fixed_base: bool,
+    /// Space once taken is kept: discards only zero, closing cuts nothing off (rule N2).
+    pub keep_space: bool,
     /// What for.
     pub access: Access,
     /// [`Rules::all`], but in proofs.
@@ -123,6 +130,7 @@ pub(crate) struct State {
 pub(crate) struct Inner {
     pub(crate) local: Local,
     pub(crate) rules: Rules,
+    pub(crate) keep_space: bool,
     pub(crate) read_only: bool,
     pub(crate) state: RefCell<State>,
     pub(crate) gate: Cell<Gate>,
@@ -183,7 +191,8 @@ impl Disk {
         for (depth, file) in open.files.into_iter().enumerate() {
             // what remains is the leaf's
             taken = BTreeSet::new();
-            layers.push(Layer::open(file, depth, &mut taken).await?);
+            let trust = if depth == 0 && open.fixed_base { Trust::OwnFixed } else { Trust::Own };
+            layers.push(Layer::open(file, depth, trust, &mut taken).await?);
         }
         let chain = Chain { layers };
         let leaf = chain.layers.last().ok_or(OpenError::Empty)?;
@@ -202,6 +211,7 @@ impl Disk {
         let inner = Rc::new(Inner {
             local,
             rules: open.rules,
+            keep_space: open.keep_space,
             read_only,
             state: RefCell::new(State {
                 chain,
@@ -225,13 +235,16 @@ impl Disk {
         });
         if let Access::Write { memory, identity, state } = open.access {
             match state {
-                LogState::Clean => {}
+                // a gap may hold what a failed clearing or an interrupted merge left there
+                LogState::Clean => replay::clear_unowned(&inner).await?,
                 LogState::Replay => {
                     let exact = inner.rules.d4_exact_log_match;
                     let records = MetaLog::read(&*memory, identity, leaf_uuid, exact)?;
                     replay::apply(&inner, &records).await?;
-                    replay::clear_unowned(&inner).await?;
+                    // what the log dropped may be cleared and cut off only once its drop is durable:
+                    // a second crash in between must find a BAT that names what is there (D6)
                     inner.flush().await?;
+                    replay::clear_unowned(&inner).await?;
                 }
                 LogState::Lost if inner.rules.d5_zero_unowned => {
                     replay::clear_unowned(&inner).await?;
@@ -292,12 +305,13 @@ impl Inner {
     }
 
     /// Waits until space may be there again. The caller holds no ticket and resolves again (rule L4).
-    pub(crate) async fn hold(&self) -> Result<()> {
+    /// A request whose caller went away is not held: it must not run beside its successor's.
+    pub(crate) async fn hold(&self, caller: &Caller) -> Result<()> {
         self.set_held(self.held.get() + 1);
         let freed = self.space_freed.listen();
         let closed_first = {
             let closing = async {
-                while self.gate.get() != Gate::Closed {
+                while self.gate.get() != Gate::Closed && !caller.is_gone() {
                     self.changed.listen().await;
                 }
             };
@@ -427,6 +441,51 @@ pub(crate) fn closed() -> IoError {
     IoError::new(IoErrorKind::Closed, "the disk was closed")
 }
 
+/// Whoever waits for a request.
+#[derive(Debug, Default)]
+pub(crate) struct Caller(Cell<bool>);
+
+impl Caller {
+    fn is_gone(&self) -> bool {
+        self.0.get()
+    }
+}
+
+/// A request that runs to its end by itself; dropping this says that nobody waits for it any more.
+struct Attended {
+    task: Task<Result<()>>,
+    caller: Rc<Caller>,
+    inner: Rc<Inner>,
+}
+
+impl Future for Attended {
+    type Output = Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.task).poll(cx)
+    }
+}
+
+impl Drop for Attended {
+    fn drop(&mut self) {
+        self.caller.0.set(true);
+        if self.inner.held.get() > 0 {
+            self.inner.changed.notify();
+        }
+    }
+}
+
+impl Disk {
+    fn attended<F: Future<Output = Result<()>> + 'static>(
+        &self,
+        request: impl FnOnce(Rc<Caller>) -> F,
+    ) -> Attended {
+        let caller = Rc::new(Caller::default());
+        let task = self.inner.local.spawn(request(Rc::clone(&caller)));
+        Attended { task, caller, inner: Rc::clone(&self.inner) }
+    }
+}
+
 impl BlockDevice for Disk {
     fn info(&self) -> DeviceInfo {
         let leaf = {
@@ -451,12 +510,14 @@ impl BlockDevice for Disk {
             // what changes the leaf runs to its end even if the caller loses interest: its ticket must
             // outlive its I/O
             Request::Write { at, from, durability } => {
-                let local = inner.local.clone();
-                Box::pin(local.spawn(async move { inner.write(at, &from, durability).await }))
+                Box::pin(self.attended(|caller| async move {
+                    inner.write(at, &from, durability, &caller).await
+                }))
             }
             Request::Clear { range, how, durability } => {
-                let local = inner.local.clone();
-                Box::pin(local.spawn(async move { inner.clear(range, how, durability).await }))
+                Box::pin(self.attended(|caller| async move {
+                    inner.clear(range, how, durability, &caller).await
+                }))
             }
             Request::Flush => {
                 let local = inner.local.clone();

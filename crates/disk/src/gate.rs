@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use image::{LayerImage, Sector, create};
+use image::{LayerImage, PAGE, Sector, Trust, create};
 use io::{BlockFile, ByteCount, Clear, Durability, IoBuf, IoError, IoErrorKind, Request, Result};
 
 use crate::chain::Layer;
@@ -36,7 +36,7 @@ impl Disk {
         file: Rc<dyn BlockFile>,
     ) -> std::result::Result<NewLeaf, OpenError> {
         let depth = self.inner.state.borrow().chain.layers.len();
-        let layer = Layer::open(file, depth, &mut BTreeSet::new()).await?;
+        let layer = Layer::open(file, depth, Trust::Own, &mut BTreeSet::new()).await?;
         let expected = self.inner.state.borrow().chain.leaf().image.uuid;
         let found = layer.image.parent.as_ref().map(|p| p.uuid);
         if found != Some(expected) {
@@ -100,11 +100,14 @@ impl Disk {
         let mut stale = old_space.give_back(closing.2);
         stale.extend(assigned.into_iter().filter(|p| p.start() < closing.2));
         inner.settling.set(inner.settling.get() + 1);
+        let bound = inner.tickets.next();
         let inner = Rc::clone(inner);
         drop(self.inner.local.spawn(async move {
             let (file, image, end) = closing;
+            // a read may still be on its way to what is cut off
+            inner.tickets.wait_below(bound).await;
             // without it the layer reads as one that was not closed, which is no harm
-            if let Err(error) = finish(&*file, &image, end, &stale).await {
+            if let Err(error) = finish(&*file, &image, end, &stale, inner.keep_space).await {
                 tracing::warn!(%error, layer = %image.uuid, "closing a frozen layer");
             }
             inner.settling.set(inner.settling.get() - 1);
@@ -153,7 +156,7 @@ impl Disk {
             stale.extend(state.assigned.drain().map(|(_, p)| p).filter(|p| p.start() < end));
             (file, image, end, stale)
         };
-        finish(&*file, &image, end, &stale).await
+        finish(&*file, &image, end, &stale, inner.keep_space).await
     }
 
     /// Ends the disk as it is, without writing anything: what a dying process would leave behind.
@@ -197,12 +200,16 @@ async fn finish(
     image: &LayerImage,
     end: Sector,
     stale: &[Place],
+    keep_space: bool,
 ) -> Result<()> {
+    let how = if keep_space { Clear::KeepSpace } else { Clear::Deallocate };
     for place in stale {
-        let (range, how) = (place.bytes(), Clear::Deallocate);
+        let range = place.bytes();
         file.submit(Request::Clear { range, how, durability: Durability::Cached }).await?;
     }
-    let (at, footer) = create::tail_for(image, end);
+    // the footer of a file that keeps its space stands after all of it
+    let kept = if keep_space { file.info().size.0 / PAGE * PAGE } else { 0 };
+    let (at, footer) = create::tail_for(image, end.max(Sector::at_or_after(kept)));
     file.truncate(ByteCount(at.bytes())).await?;
     let from = IoBuf::copied(&footer);
     file.submit(Request::Write { at: file_offset(at), from, durability: Durability::Cached })

@@ -121,6 +121,12 @@ impl MetaLog {
         let mut log = Self { memory, identity, half_len, active: 0, filled: 0, epoch: 0 };
         // wiped first: an identity never stands over records of an older life, whose epochs may be
         // the same numbers
+        // the older half first: alone it would be replayed over newer durable metadata
+        let mut halves = [0, 1].map(|half| (log.epoch_of(half), half));
+        halves.sort_unstable();
+        for (_, half) in halves {
+            log.set_epoch(half, 0);
+        }
         let zeros = vec![0; half_len];
         for half in 0..2 {
             log.memory.write(log.half_at(half), &zeros);
@@ -201,6 +207,12 @@ impl MetaLog {
 
     fn half_at(&self, half: usize) -> usize {
         HEADER + half * self.half_len
+    }
+
+    fn epoch_of(&self, half: usize) -> u64 {
+        let mut bytes = [0; 8];
+        self.memory.read(self.half_at(half), &mut bytes);
+        u64::from_le_bytes(bytes)
     }
 
     fn set_epoch(&self, half: usize, epoch: u64) {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use image::owner::{BlockState, Source};
 use image::{BLOCK_SECTORS, BlockIndex, Sector};
-use io::{ByteCount, Clear, Durability, Request};
+use io::{ByteCount, ByteRange, Clear, Durability, Request};
 
 use crate::disk::Inner;
 use crate::error::OpenError;
@@ -108,11 +108,17 @@ pub(crate) async fn clear_unowned(inner: &Rc<Inner>) -> Result<(), OpenError> {
         let file = Rc::clone(&state.chain.leaf().file);
         (file, state.space.unowned(), state.space.end())
     };
+    let how = if inner.keep_space { Clear::KeepSpace } else { Clear::Deallocate };
     for range in ranges {
-        let how = Clear::Deallocate;
         file.submit(Request::Clear { range, how, durability: Durability::Cached }).await?;
     }
-    file.truncate(ByteCount(end.bytes())).await?;
+    let tail = file.info().size.0.saturating_sub(end.bytes());
+    if inner.keep_space && tail > 0 {
+        let range = ByteRange::new(end.bytes(), tail);
+        file.submit(Request::Clear { range, how, durability: Durability::Cached }).await?;
+    } else {
+        file.truncate(ByteCount(end.bytes())).await?;
+    }
     file.submit(Request::Flush).await?;
     Ok(())
 }

@@ -2,12 +2,12 @@
 
 use std::rc::Rc;
 
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use image::owner::{BlockState, Source};
 use image::{BLOCK_SECTORS, BlockIndex};
 use io::{BlockFile, ByteOffset, ByteRange, Durability, IoBuf, IoErrorKind, Request, Result};
 
-use crate::disk::{Gate, Inner, Piece, Writer, file_offset, pieces};
+use crate::disk::{Caller, Gate, Inner, Piece, Writer, file_offset, pieces};
 use crate::log::Record;
 use crate::space::Place;
 
@@ -24,6 +24,7 @@ impl Inner {
         at: ByteOffset,
         from: &IoBuf,
         durability: Durability,
+        caller: &Caller,
     ) -> Result<()> {
         self.check_writable()?;
         let (start, len) = self.sectors(ByteRange { start: at, len: from.count() })?;
@@ -35,10 +36,13 @@ impl Inner {
         let mut parts = pieces(start, len);
         let Some(first) = parts.next() else { return Ok(()) };
         match parts.next() {
-            None => self.write_piece(first, from).await?,
+            None => self.write_piece(first, from, caller).await?,
             Some(second) => {
                 let all = [first, second].into_iter().chain(parts);
-                try_join_all(all.map(|piece| self.write_piece(piece, from))).await?;
+                // all of them to their end, also when one fails: a piece that is dropped half-way
+                // would leave its ticket, a flush or a refill behind
+                let ended = join_all(all.map(|piece| self.write_piece(piece, from, caller))).await;
+                ended.into_iter().collect::<Result<Vec<()>>>()?;
             }
         }
         if durability == Durability::Durable {
@@ -47,10 +51,15 @@ impl Inner {
         Ok(())
     }
 
-    async fn write_piece(self: &Rc<Self>, piece: Piece, from: &IoBuf) -> Result<()> {
+    async fn write_piece(
+        self: &Rc<Self>,
+        piece: Piece,
+        from: &IoBuf,
+        caller: &Caller,
+    ) -> Result<()> {
         let data = from.slice(piece.at, piece.len as usize * 512);
         loop {
-            let entry = self.enter(piece.block).await?;
+            let entry = self.enter(piece.block, caller).await?;
             if !self.rules.d1_eligible_after_data {
                 self.publish(piece, entry.place).await?;
             }
@@ -61,7 +70,7 @@ impl Inner {
                 // a hole inside a block needs space again, and the store is full
                 Err(error) if error.kind == IoErrorKind::NoSpace => {
                     drop(entry);
-                    self.hold().await?;
+                    self.hold(caller).await?;
                 }
                 Err(error) => return Err(error),
             }
@@ -70,7 +79,11 @@ impl Inner {
 
     /// Waits for the gate and for a place in the leaf, then takes a ticket. Whatever was waited for
     /// was waited for without one (rule L4).
-    pub(crate) async fn enter(self: &Rc<Self>, block: BlockIndex) -> Result<Entry> {
+    pub(crate) async fn enter(
+        self: &Rc<Self>,
+        block: BlockIndex,
+        caller: &Caller,
+    ) -> Result<Entry> {
         loop {
             self.pass_gate().await?;
             self.resolve(block).await?;
@@ -80,7 +93,7 @@ impl Inner {
             if let Some(entry) = self.try_enter(block) {
                 return Ok(entry);
             }
-            self.refill().await?;
+            self.refill(caller).await?;
         }
     }
 
@@ -105,7 +118,7 @@ impl Inner {
     }
 
     /// Has places reserved, or waits until the store has space.
-    async fn refill(self: &Rc<Self>) -> Result<()> {
+    async fn refill(self: &Rc<Self>, caller: &Caller) -> Result<()> {
         if self.refilling.get() {
             let changed = self.changed.listen();
             changed.await;
@@ -116,7 +129,7 @@ impl Inner {
         self.refilling.set(false);
         self.changed.notify();
         match outcome {
-            Err(error) if error.kind == IoErrorKind::NoSpace => self.hold().await,
+            Err(error) if error.kind == IoErrorKind::NoSpace => self.hold(caller).await,
             other => other,
         }
     }

@@ -44,7 +44,12 @@ async fn open(world: &SimWorld, files: Vec<Rc<dyn BlockFile>>, rules: Rules) -> 
     };
     let memory = Rc::new(world.log(&format!("log{}", files.len()), 64 << 10));
     let access = Access::Write { memory, identity, state: LogState::Clean };
-    Disk::open(world.local().clone(), OpenChain { files, access, rules }).await.unwrap()
+    Disk::open(
+        world.local().clone(),
+        OpenChain { files, access, rules, fixed_base: false, keep_space: false },
+    )
+    .await
+    .unwrap()
 }
 
 async fn write(disk: &Disk, at: u64, byte: u8, len: usize) {

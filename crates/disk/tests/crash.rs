@@ -361,6 +361,8 @@ async fn verify_snapshots(
     for (depth, content) in &record.snapshots {
         let open = OpenChain {
             files: open_files(space, &record.files[..*depth]),
+            fixed_base: false,
+            keep_space: false,
             access: Access::ReadOnly,
             rules: Rules::all(),
         };
@@ -434,15 +436,21 @@ fn run(seed: u64, rules: Rules) -> Result<(), String> {
         if state != LogState::Replay {
             generation += 1;
         }
-        let opened = executor.block_on(open(
-            &world,
-            &space,
-            &record,
-            memory.clone(),
-            generation,
-            state,
-            rules,
-        ));
+        // sometimes the world ends while the volume is being recovered
+        if crash != Crash::Closed && !stale && rng.between(0, 2) == 0 {
+            world.halt_at(world.events() + rng.between(1, 40));
+        }
+        let opening = open(&world, &space, &record, memory.clone(), generation, state, rules);
+        let opened = executor.run_until_halt(opening).filter(|_| !world.is_stopped());
+        let Some(opened) = opened else {
+            let kill = rng.between(0, 1) == 0;
+            if !kill {
+                crash = Crash::Cut;
+            }
+            survivors = if kill { world.kill() } else { world.cut() };
+            continue;
+        };
+        world.halt_at(u64::MAX);
         let disk = match opened {
             Ok(disk) => disk,
             Err(OpenError::Log(disk::LogError::Mismatch)) if stale => {
@@ -541,7 +549,11 @@ async fn open(
 ) -> Result<Disk, OpenError> {
     let files = open_files(space, &record.borrow().files);
     let access = Access::Write { memory, identity: identity(generation), state };
-    Disk::open(world.local().clone(), OpenChain { files, access, rules }).await
+    Disk::open(
+        world.local().clone(),
+        OpenChain { files, access, rules, fixed_base: false, keep_space: false },
+    )
+    .await
 }
 
 fn seeds(committed: u64) -> u64 {

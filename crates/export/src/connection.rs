@@ -91,6 +91,7 @@ impl<S: Socket> Stop for Abort<S> {
     fn abort(&self) {
         self.0.end(End::Both);
     }
+    fn yield_to_successor(&self) {}
 }
 
 struct StopLane<S> {
@@ -107,6 +108,11 @@ impl<S: Socket> Stop for StopLane<S> {
     fn abort(&self) {
         self.stop();
         self.socket.end(End::Both);
+    }
+    fn yield_to_successor(&self) {
+        if self.lane.received.get() && !self.lane.stopping.get() {
+            self.lane.abandon();
+        }
     }
 }
 
@@ -234,7 +240,7 @@ fn start(
     permit: Permit,
 ) {
     let task = execute::run(Rc::clone(lane), header, command, payload, permit);
-    drop(lane.hub.local.spawn(task));
+    lane.started(lane.hub.local.spawn(task));
 }
 
 fn refusal(errno: Errno) -> &'static str {

@@ -128,6 +128,9 @@ pub(crate) trait Stop {
     fn stop(&self);
     /// Gives up on the client.
     fn abort(&self);
+    /// Another client of the same export begins. If this one went away by itself, what it still has
+    /// under way is given up: a request that waits for space must not run beside the successor's.
+    fn yield_to_successor(&self);
 }
 
 struct Member {
@@ -273,6 +276,12 @@ pub(crate) struct Membership {
 impl Membership {
     /// The handshake chose an export; from now on `stop` ends the connection.
     pub(crate) fn serve(&self, export: &str, stop: Rc<dyn Stop>) {
+        let others: Vec<_> = {
+            let members = self.hub.members.borrow();
+            let same = members.values().filter(|m| m.export.as_deref() == Some(export));
+            same.map(|m| Rc::clone(&m.stop)).collect()
+        };
+        others.iter().for_each(|other| other.yield_to_successor());
         let member = Member { export: Some(export.to_owned()), stop };
         let handshake = self.hub.members.borrow_mut().insert(self.id, member);
         drop(handshake);

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::rc::Rc;
 
-use io::IoBuf;
+use io::{IoBuf, Task};
 
 use crate::handshake::Session;
 use crate::hub::{Export, Hub};
@@ -23,13 +23,15 @@ pub(crate) struct Lane {
     /// Number of the connection, for the log.
     pub(crate) id: u64,
     replies: RefCell<VecDeque<Reply>>,
+    /// Requests that were started, oldest first; those that have ended leave now and then.
+    started: RefCell<VecDeque<Task<()>>>,
     pub(crate) flight: Rc<Flight>,
     /// No request is taken any more.
     pub(crate) stopping: Cell<bool>,
     /// The receiver has ended: once nothing is in flight, the sender ends too.
     pub(crate) received: Cell<bool>,
     /// A reply was queued, or the receiver has ended.
-    pub(crate) to_send: Signal,
+    pub(crate) to_send: Rc<Signal>,
 }
 
 /// Requests that are taken and not answered, and the bytes they hold.
@@ -38,6 +40,8 @@ pub(crate) struct Flight {
     requests: Cell<usize>,
     bytes: Cell<usize>,
     pub(crate) room: Signal,
+    /// The lane's signal to its sender, which ends when nothing is in flight.
+    to_send: Rc<Signal>,
 }
 
 /// A request's place in the bounds, from its header until its reply is sent.
@@ -51,6 +55,9 @@ impl Drop for Permit {
         self.flight.requests.set(self.flight.requests.get() - 1);
         self.flight.bytes.set(self.flight.bytes.get() - self.bytes);
         self.flight.room.wake();
+        if self.flight.is_empty() {
+            self.flight.to_send.wake();
+        }
     }
 }
 
@@ -92,16 +99,19 @@ impl fmt::Debug for Lane {
 
 impl Lane {
     pub(crate) fn new(hub: &Rc<Hub>, export: Rc<Export>, session: Session, id: u64) -> Rc<Self> {
+        let to_send = Rc::new(Signal::default());
+        let flight = Flight { to_send: Rc::clone(&to_send), ..Flight::default() };
         Rc::new(Self {
             hub: Rc::clone(hub),
             export,
             session,
             id,
             replies: RefCell::default(),
-            flight: Rc::default(),
+            started: RefCell::default(),
+            flight: Rc::new(flight),
             stopping: Cell::new(false),
             received: Cell::new(false),
-            to_send: Signal::default(),
+            to_send,
         })
     }
 
@@ -122,6 +132,26 @@ impl Lane {
         flight.requests.set(flight.requests.get() + 1);
         flight.bytes.set(flight.bytes.get() + bytes);
         Some(Permit { flight: Rc::clone(flight), bytes })
+    }
+
+    /// A request runs.
+    pub(crate) fn started(&self, task: Task<()>) {
+        let mut started = self.started.borrow_mut();
+        while started.front().is_some_and(Task::is_finished) {
+            started.pop_front();
+        }
+        if started.len() > 2 * self.hub.limits.requests {
+            started.retain(|task| !task.is_finished());
+        }
+        started.push_back(task);
+    }
+
+    /// Gives up every request that has not ended. The device ends what it has begun; what waits for
+    /// space there is dropped.
+    pub(crate) fn abandon(&self) {
+        for task in self.started.take() {
+            task.abort();
+        }
     }
 
     /// Queues an answer.

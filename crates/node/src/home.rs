@@ -55,6 +55,10 @@ pub(crate) struct Opening {
     pub(crate) datastore: DirHandle,
     /// Leaf first, as the catalog says it.
     pub(crate) layers: Vec<Uuid>,
+    /// Whether the base of the chain is a fixed VHD.
+    pub(crate) fixed_base: bool,
+    /// Whether the volume keeps its space whatever the guest discards.
+    pub(crate) keep_space: bool,
     /// None: read-only.
     pub(crate) log: Option<Log>,
     /// The export's name.
@@ -154,7 +158,9 @@ impl Home {
                 state: log.state,
             },
         };
-        let chain = OpenChain { files, access, rules: Rules::all() };
+        let (fixed_base, keep_space) = (opening.fixed_base, opening.keep_space);
+        let rules = Rules::all();
+        let chain = OpenChain { files, fixed_base, keep_space, access, rules };
         let disk = Disk::open(self.ring.local().clone(), chain)
             .await
             .map_err(|error| from_open(&opening.name, &error))?;

@@ -132,3 +132,21 @@ fn random_streams_end_and_leave_the_server_well() {
         })
         .expect("no stream harms the server");
 }
+
+#[test]
+fn what_a_gone_client_left_waiting_yields_to_the_next() {
+    run(Limits::default(), async |hub, device| {
+        device.hold(0);
+        let gone = ready(&hub, false).await;
+        gone.say(&ask(1, (0, c::READ, 0, 512))).await;
+        hub.local.sleep(Duration::from_secs(1)).await;
+        gone.close();
+        hub.local.sleep(Duration::from_secs(1)).await;
+        assert_eq!(hub.counters().connections, 1, "its request is still with the device");
+        let next = ready(&hub, false).await;
+        hub.local.sleep(Duration::from_secs(1)).await;
+        assert_eq!(hub.counters().connections, 1, "only the new one is left");
+        device.release(0);
+        assert_eq!(one(&next, (0, c::READ, 0, 512), b"").await, 0);
+    });
+}

@@ -12,7 +12,7 @@ use std::cell::{Cell, Ref, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use catalog::{Catalog, ConnectPlan, ConnectRequest, LogPlan};
+use catalog::{Catalog, ConnectPlan, ConnectRequest, LogPlan, VolumeKind};
 use datastore::ObjectName;
 use disk::{LogError, LogIdentity, LogState};
 use io::ShmFile;
@@ -268,6 +268,8 @@ impl Control {
             id,
             datastore: opened.handle.clone(),
             layers: plan.layers.iter().map(|layer| layer.uuid).collect(),
+            fixed_base: plan.layers.last().is_some_and(|base| base.fixed),
+            keep_space: plan.kind != VolumeKind::Thin,
             log,
             name: name.to_owned(),
         };

@@ -137,7 +137,8 @@ impl Host {
         let files = self.files(plan, Open::Write).await.map_err(|e| e.to_string())?;
         let memory: Rc<dyn LogMemory> = Rc::new(self.world.log(log, LOG));
         let access = Access::Write { memory, identity, state };
-        let open = OpenChain { files, access, rules: self.rules };
+        let open =
+            OpenChain { files, access, rules: self.rules, fixed_base: false, keep_space: false };
         Disk::open(self.world.local().clone(), open).await.map_err(|e| e.to_string())
     }
 
@@ -184,7 +185,13 @@ impl Host {
         };
         let plan = self.catalog.connect(request).await.map_err(|e| e.to_string())?;
         let files = self.files(&plan, Open::Read).await.map_err(|e| e.to_string())?;
-        let open = OpenChain { files, access: Access::ReadOnly, rules: self.rules };
+        let open = OpenChain {
+            files,
+            access: Access::ReadOnly,
+            rules: self.rules,
+            fixed_base: false,
+            keep_space: false,
+        };
         let disk = Disk::open(self.world.local().clone(), open).await.map_err(|e| e.to_string())?;
         Ok((disk, plan.connection))
     }
