@@ -108,11 +108,12 @@ pub(crate) fn serve_image(format: Format, image: &Path, cache: Cache) -> Result<
     Ok(Served { uri, keep: Keep::Daemon { _process: process } })
 }
 
-/// Shale with a datastore `bench` inside `dir`.
+/// Shale with a datastore inside `dir`; sockets stay in the short path of its own directory.
 pub(crate) fn shale(dir: &Path) -> Result<Shale> {
-    let home = tempfile::Builder::new().prefix("shale-").tempdir_in(dir)?;
-    let shale = Shale::start_in(home)?;
-    shale.datastore(STORE)?;
+    let shale = Shale::start()?;
+    let store = dir.join(STORE);
+    std::fs::create_dir(&store)?;
+    shale.cli(&["datastore", "create", STORE, "--dir", &store.display().to_string()])?;
     Ok(shale)
 }
 

@@ -15,7 +15,7 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result<()> {
     }
     let scratch = options.scratch(&options.dir)?;
     let shale = contestant::shale(scratch.path())?;
-    let store = shale.home().join(STORE);
+    let store = scratch.path().join(STORE);
     let (mut seconds, mut bytes) = (Vec::new(), Vec::new());
     for round in 0..options.rounds {
         let name = format!("big{round}");
