@@ -105,6 +105,9 @@ pub struct Stats {
     pub map_bytes: u64,
 }
 
+/// Told the number of held requests.
+type HeldChanged = Box<dyn Fn(u64)>;
+
 /// Whether requests may enter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Gate {
@@ -145,7 +148,7 @@ pub(crate) struct Inner {
     pub(crate) flushes: Flushes,
     pub(crate) space_freed: Event,
     pub(crate) held: Cell<u64>,
-    pub(crate) held_changed: RefCell<Option<Box<dyn Fn(u64)>>>,
+    pub(crate) held_changed: RefCell<Option<HeldChanged>>,
     pub(crate) stats: RefCell<Stats>,
 }
 
@@ -369,7 +372,7 @@ impl Inner {
                 format!("request {range:?} beyond the end of the disk ({:?})", self.size()),
             ));
         }
-        if range.start.0 % SECTOR != 0 || range.len.0 % SECTOR != 0 {
+        if !range.start.0.is_multiple_of(SECTOR) || !range.len.0.is_multiple_of(SECTOR) {
             return Err(IoError::new(
                 IoErrorKind::Misaligned,
                 format!("request {range:?} is not in whole sectors of 512 bytes"),

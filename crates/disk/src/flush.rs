@@ -240,6 +240,7 @@ async fn write_all(
     .try_buffer_unordered(IN_FLIGHT)
     .try_for_each(|()| std::future::ready(Ok(())))
     .await
+    .map_err(|error: IoError| error.during("writing metadata of the leaf"))
 }
 
 impl std::fmt::Debug for FrozenMeta {

@@ -3,7 +3,9 @@
 //! A run is a function of its seed: several lives of one volume, each ended by a cut or a kill at a
 //! random device event. After each, every sector that the guest ever touched must read as its last
 //! durable content or as a later write (invariant 6). `SHALE_SEEDS=N` runs N seeds instead of the
-//! committed number, `SHALE_SEED=S` starts with seed S. With any one rule switched off, some seed below must fail.
+//! committed number, `SHALE_SEED=S` starts with seed S. With any one rule switched off, some seed
+//! below must fail.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -13,11 +15,12 @@ use std::time::Duration;
 use disk::{Access, Disk, LogIdentity, LogState, OpenChain, OpenError, Rules};
 use futures_util::future::join_all;
 use image::{ParentRef, SectorCount, Timestamp, Uuid, create};
-use io::sim::{FileId, SimSpace, SimWorld, SplitMix64, Survivors};
+use io::sim::{FileId, SimLog, SimSpace, SimWorld, SplitMix64, Survivors};
 use io::{
     BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, Clear, Durability, Executor, IoBuf,
     IoErrorKind, LogMemory, Request,
 };
+use sim::guest::{Content, History, ZERO, recognise, sector_bytes};
 
 const BLOCKS: u64 = 6;
 const BLOCK: u64 = 4096;
@@ -28,71 +31,6 @@ const LOG: usize = 16 << 10;
 const GUESTS: u64 = 4;
 const LIVES: u64 = 5;
 
-/// What may be read at one sector after a crash. A value is the number of the write that made it.
-#[derive(Clone, Debug, Default)]
-struct Sector {
-    /// Content as of the last completed flush.
-    durable: u64,
-    /// Later writes, in order of submission: value, and when it was acknowledged.
-    later: Vec<(u64, Option<u64>)>,
-}
-
-/// The disk as the guest may expect it.
-#[derive(Clone, Debug, Default)]
-struct Model {
-    sectors: BTreeMap<u64, Sector>,
-    clock: u64,
-}
-
-impl Model {
-    fn tick(&mut self) -> u64 {
-        self.clock += 1;
-        self.clock
-    }
-
-    fn submit(&mut self, at: u64, len: u64, value: u64) {
-        for sector in at..at + len {
-            self.sectors.entry(sector).or_default().later.push((value, None));
-        }
-    }
-
-    fn acknowledge(&mut self, at: u64, len: u64, value: u64) {
-        let now = self.tick();
-        for sector in at..at + len {
-            for write in &mut self.sectors.get_mut(&sector).expect("submitted").later {
-                if write.0 == value {
-                    write.1 = Some(now);
-                }
-            }
-        }
-    }
-
-    /// A flush that began at `began` completed: what was acknowledged before is durable.
-    fn flushed(&mut self, began: u64) {
-        for sector in self.sectors.values_mut() {
-            let last = sector.later.iter().rposition(|w| w.1.is_some_and(|at| at <= began));
-            if let Some(last) = last {
-                sector.durable = sector.later[last].0;
-                sector.later.drain(..=last);
-            }
-        }
-    }
-
-    /// What may be read after the process died: every acknowledged write is there.
-    fn after_kill(&self, sector: u64) -> Vec<u64> {
-        let state = &self.sectors[&sector];
-        let acknowledged = state.later.iter().rposition(|w| w.1.is_some());
-        let newest = acknowledged.map_or(state.durable, |at| state.later[at].0);
-        let unanswered = state.later.iter().filter(|w| w.1.is_none()).map(|w| w.0);
-        std::iter::once(newest).chain(unanswered).collect()
-    }
-
-    fn after_cut(&self, sector: u64) -> Vec<u64> {
-        let state = &self.sectors[&sector];
-        std::iter::once(state.durable).chain(state.later.iter().map(|w| w.0)).collect()
-    }
-}
-
 /// What the volume's record would say: survives everything, changes in one step.
 #[derive(Clone, Debug)]
 struct Record {
@@ -100,7 +38,7 @@ struct Record {
     uuids: Vec<u128>,
     generation: u64,
     /// Content of each frozen layer's snapshot, once it was seen.
-    snapshots: Vec<(usize, Rc<RefCell<BTreeMap<u64, Vec<u64>>>>)>,
+    snapshots: Vec<(usize, Rc<RefCell<Content>>)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,17 +55,6 @@ fn identity(generation: u64) -> LogIdentity {
         generation,
         log: Uuid::from_u128(u128::from(generation)),
     }
-}
-
-fn sector_bytes(value: u64, sector: u64) -> [u8; 512] {
-    let mut bytes = [0; 512];
-    if value != 0 {
-        for (i, word) in bytes.chunks_exact_mut(16).enumerate() {
-            word[..8].copy_from_slice(&value.to_le_bytes());
-            word[8..].copy_from_slice(&(sector ^ (i as u64) << 40).to_le_bytes());
-        }
-    }
-    bytes
 }
 
 async fn write_new(space: &SimSpace, new: create::NewImage) -> io::Result<FileId> {
@@ -151,7 +78,7 @@ struct Life {
     world: SimWorld,
     space: SimSpace,
     disk: Disk,
-    model: Rc<RefCell<Model>>,
+    model: Rc<RefCell<History>>,
     record: Rc<RefCell<Record>>,
     next_value: Rc<Cell<u64>>,
     busy: RefCell<Vec<(u64, u64)>>,
@@ -280,7 +207,7 @@ impl Life {
             let mut model = self.model.borrow_mut();
             let now = model.tick();
             model.flushed(now);
-            let content = model.sectors.keys().map(|s| (*s, model.after_cut(*s))).collect();
+            let content = model.content();
             let mut record = self.record.borrow_mut();
             let depth = record.files.len();
             record.snapshots.push((depth, Rc::new(RefCell::new(content))));
@@ -290,13 +217,6 @@ impl Life {
         self.disk.switch(leaf);
         self.disk.ungate();
     }
-}
-
-/// Marks the stamps of clears: they read as zero.
-const ZERO: u64 = 1 << 63;
-
-fn expected_bytes(value: u64, sector: u64) -> [u8; 512] {
-    if value & ZERO != 0 { [0; 512] } else { sector_bytes(value, sector) }
 }
 
 /// The sectors that the workload touches, as runs: (first, length).
@@ -318,18 +238,11 @@ async fn read_zones(disk: &Disk) -> BTreeMap<u64, Vec<u8>> {
 }
 
 /// Every sector reads as one of the allowed values; the value found becomes the durable one.
-async fn verify(disk: &Disk, model: &mut Model, kill: bool) -> Result<(), String> {
+async fn verify(disk: &Disk, model: &mut History, kill: bool) -> Result<(), String> {
     for (sector, found) in read_zones(disk).await {
-        model.sectors.entry(sector).or_default();
         let allowed = if kill { model.after_kill(sector) } else { model.after_cut(sector) };
-        let value = allowed.iter().find(|v| found == expected_bytes(**v, sector));
-        let Some(value) = value else {
-            let first = u64::from_le_bytes(found[..8].try_into().unwrap());
-            return Err(format!(
-                "sector {sector} reads {first:#x}, allowed {allowed:x?}, kill {kill}"
-            ));
-        };
-        model.sectors.insert(sector, Sector { durable: *value, later: Vec::new() });
+        let value = recognise(&found, sector, &allowed).map_err(|e| format!("{e}, kill {kill}"))?;
+        model.settle(sector, value);
     }
     Ok(())
 }
@@ -371,14 +284,9 @@ async fn verify_snapshots(
         let zones = read_zones(&disk).await;
         for (sector, allowed) in expected {
             let found = &zones[&sector];
-            let value = allowed.iter().find(|v| *found == expected_bytes(**v, sector));
-            let Some(value) = value else {
-                let first = u64::from_le_bytes(found[..8].try_into().unwrap());
-                return Err(format!(
-                    "snapshot of depth {depth}: sector {sector} reads {first:#x}, allowed {allowed:x?}"
-                ));
-            };
-            content.borrow_mut().insert(sector, vec![*value]);
+            let value = recognise(found, sector, &allowed)
+                .map_err(|e| format!("snapshot of depth {depth}: {e}"))?;
+            content.borrow_mut().insert(sector, vec![value]);
         }
     }
     Ok(())
@@ -388,7 +296,7 @@ fn run(seed: u64, rules: Rules) -> Result<(), String> {
     let mut rng = SplitMix64::new(seed ^ 0x5A1E);
     let mut survivors = Survivors::default();
     let mut crash = Crash::Closed;
-    let model = Rc::new(RefCell::new(Model::default()));
+    let model = Rc::new(RefCell::new(History::default()));
     let next_value = Rc::new(Cell::new(1));
     let mut record: Option<Rc<RefCell<Record>>> = None;
     // the logs that the last life and the one before left
@@ -440,7 +348,8 @@ fn run(seed: u64, rules: Rules) -> Result<(), String> {
         if crash != Crash::Closed && !stale && rng.between(0, 2) == 0 {
             world.halt_at(world.events() + rng.between(1, 40));
         }
-        let opening = open(&world, &space, &record, memory.clone(), generation, state, rules);
+        let opening =
+            open(&world, &space, &record, Rc::<SimLog>::clone(&memory), generation, state, rules);
         let opened = executor.run_until_halt(opening).filter(|_| !world.is_stopped());
         let Some(opened) = opened else {
             let kill = rng.between(0, 1) == 0;
@@ -460,7 +369,7 @@ fn run(seed: u64, rules: Rules) -> Result<(), String> {
                         &world,
                         &space,
                         &record,
-                        memory.clone(),
+                        Rc::<SimLog>::clone(&memory),
                         generation,
                         state,
                         rules,

@@ -215,7 +215,7 @@ impl OwnerMap {
         if word >> TAG_SHIFT != 3 {
             return None;
         }
-        self.tables.get((word & u64::from(u32::MAX)) as usize)?.as_ref()
+        self.tables.get(table_of(word))?.as_ref()
     }
 
     /// Takes a block's table out, whatever the block's state; unknown counts as zero.
@@ -223,7 +223,7 @@ impl OwnerMap {
         let word = self.word(block);
         match word >> TAG_SHIFT {
             3 => {
-                let index = (word & u64::from(u32::MAX)) as usize;
+                let index = table_of(word);
                 let taken = self.tables.get_mut(index).and_then(Option::take);
                 self.free_tables.push(u32::try_from(index).unwrap_or(u32::MAX));
                 taken.unwrap_or_else(Table::zero)
@@ -371,6 +371,11 @@ impl OwnerMap {
     }
 }
 
+/// The index of a mixed block's table.
+fn table_of(word: u64) -> usize {
+    usize::try_from(word & u64::from(u32::MAX)).unwrap_or(usize::MAX)
+}
+
 fn source_of(word: u64) -> Source {
     let slot = u16::try_from((word >> SLOT_SHIFT) & 0xFFFF).unwrap_or(u16::MAX);
     Source { slot: Slot(slot), data: Sector(word & u64::from(u32::MAX)) }
@@ -450,7 +455,7 @@ mod tests {
                 bitmap
             }).collect();
             let mut map = OwnerMap::new(10);
-            let sources: Vec<Source> = (0..layers.len()).map(|i| source(i as u16)).collect();
+            let sources: Vec<Source> = (0u16..).zip(&layers).map(|(i, _)| source(i)).collect();
             map.resolve(B, bitmaps.iter().zip(&sources).map(|(bits, source)| LayerBlock {
                 source: *source, owned: Some(bits), visible: 4096 }));
             for (bits, source) in bitmaps.iter().zip(&sources) {

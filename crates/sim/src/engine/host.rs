@@ -77,8 +77,8 @@ impl Host {
         let (live, gates) = (RefCell::default(), Cell::new(0));
         let disks = Rc::new(Disks { store: Rc::clone(&store), live, gates });
         let env = Rc::new(SimEnv { world: world.clone(), boot });
-        let files: Rc<dyn FileStore> = store.clone();
-        let running: Rc<dyn Running> = disks.clone();
+        let files: Rc<dyn FileStore> = Rc::<SimStore>::clone(&store);
+        let running: Rc<dyn Running> = Rc::<Disks>::clone(&disks);
         let (catalog, recovered) = Catalog::open(files, env, running).await?;
         Ok(Self { world: world.clone(), store, catalog, recovered, disks, rules })
     }

@@ -122,7 +122,7 @@ fn reconcile(host: &Host, ledger: &mut Ledger) -> Result<(), String> {
     let records: BTreeMap<Uuid, catalog::VolumeRecord> =
         host.catalog.volumes().into_iter().map(|v| (v.uuid, v)).collect();
     match ledger.pending.take() {
-        None => {}
+        None => return compare(&records, ledger),
         Some(Pending::Make { names, blocks, content, template }) => {
             let made: Vec<_> = records.values().filter(|r| names.contains(&r.name)).collect();
             if !made.is_empty() && made.len() != names.len() {
@@ -135,13 +135,12 @@ fn reconcile(host: &Host, ledger: &mut Ledger) -> Result<(), String> {
             }
         }
         Some(Pending::Delete { volume }) => {
-            if !records.contains_key(&volume) {
-                ledger.volumes.remove(&volume);
-            }
+            ledger.volumes.retain(|id, _| *id != volume || records.contains_key(id));
         }
         Some(Pending::Rename { volume, name }) => {
+            let known = ledger.volumes.get_mut(&volume).ok_or("renamed")?;
             if records.get(&volume).is_some_and(|r| r.name == name) {
-                ledger.volumes.get_mut(&volume).ok_or("renamed")?.name = name;
+                known.name = name;
             }
         }
         Some(Pending::Grow { volume, blocks }) => {
@@ -151,16 +150,17 @@ fn reconcile(host: &Host, ledger: &mut Ledger) -> Result<(), String> {
             }
         }
         Some(Pending::Freeze { volume, name }) => {
+            let known = ledger.volumes.get_mut(&volume).ok_or("frozen")?;
             if records.get(&volume).is_some_and(|r| r.template) {
-                let known = ledger.volumes.get_mut(&volume).ok_or("frozen")?;
                 known.template = true;
                 known.name = name;
             }
         }
         Some(Pending::DeleteSnapshot { volume, snapshot }) => {
             let gone = |r: &catalog::VolumeRecord| r.snapshots.iter().all(|s| s.uuid != snapshot);
+            let known = ledger.volumes.get_mut(&volume).ok_or("thinned")?;
             if records.get(&volume).is_some_and(gone) {
-                ledger.volumes.get_mut(&volume).ok_or("thinned")?.snapshots.remove(&snapshot);
+                known.snapshots.remove(&snapshot);
             }
         }
         Some(Pending::Snapshot { members, name }) => {
@@ -243,14 +243,15 @@ fn verify(executor: &Executor, host: &Host, ledger: &Rc<RefCell<Ledger>>) -> Res
                     .read_only(*id, Some(*snapshot))
                     .await
                     .map_err(|e| format!("snapshot {} of {name}: {e}", point.name))?;
+                let zones = read_zones(&disk, point.blocks).await?;
+                end_reading(host, &disk, connection).await?;
                 let mut content = point.content.borrow_mut();
-                for (sector, bytes) in read_zones(&disk, point.blocks).await? {
+                for (sector, bytes) in zones {
                     let allowed = content.get(&sector).cloned().unwrap_or_else(|| vec![0]);
                     let value = recognise(&bytes, sector, &allowed)
                         .map_err(|e| format!("snapshot {} of {name}: {e}", point.name))?;
                     content.insert(sector, vec![value]);
                 }
-                end_reading(host, &disk, connection).await?;
             }
         }
         let broken = host.catalog.audit().await.map_err(|e| e.to_string())?;
@@ -274,17 +275,20 @@ async fn verify_volume(host: &Host, id: Uuid, volume: &Volume) -> Result<(), Str
         let lost = connect_patiently(host, id).await?;
         (host.live(id).ok_or("connected and not there")?.disk, lost)
     };
-    let mut history = volume.history.borrow_mut();
-    for (sector, bytes) in read_zones(&disk, volume.blocks).await? {
-        let allowed = if lost { history.after_cut(sector) } else { history.after_kill(sector) };
-        let value = recognise(&bytes, sector, &allowed).map_err(|e| format!("{e}, lost {lost}"))?;
-        history.settle(sector, value);
-    }
-    if !volume.template && host.world.random(|rng| rng.chance(50)) {
-        drop(history);
-        if !host.disconnect(id).await? {
-            return Err("it could not be closed cleanly".to_owned());
+    let zones = read_zones(&disk, volume.blocks).await?;
+    let settle = |history: &mut History| {
+        for (sector, bytes) in zones {
+            let allowed = if lost { history.after_cut(sector) } else { history.after_kill(sector) };
+            let value =
+                recognise(&bytes, sector, &allowed).map_err(|e| format!("{e}, lost {lost}"))?;
+            history.settle(sector, value);
         }
+        Ok::<(), String>(())
+    };
+    settle(&mut volume.history.borrow_mut())?;
+    let leave = volume.template || host.world.random(|rng| rng.chance(50));
+    if !leave && !host.disconnect(id).await? {
+        return Err("it could not be closed cleanly".to_owned());
     }
     Ok(())
 }
