@@ -1,8 +1,9 @@
 //! Snapshots under load: how long does the client wait?
 //!
 //! fio writes at depth 32 and logs the worst completion of every 2 ms. What a snapshot costs is the
-//! worst completion between its command and its end: the snapshot's pause and the request's own
-//! time together, which is the honest side to look from.
+//! worst completion between its command and its end: the snapshot's pause, the request's own time,
+//! and the first touches of the new layer together, which is the honest side to look from. The same
+//! without a snapshot, over as long a time just before, stands beside it.
 
 use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -22,6 +23,8 @@ const SIZE: u64 = 2 << 30;
 /// A volume keeps at most 32 snapshots, so the hundred are spread over volumes.
 const VOLUMES: usize = 4;
 const EACH: usize = 25;
+/// Milliseconds after a command's end in which its last held requests are logged.
+const LATE: u64 = 20;
 /// The load goes on until it is ended; this only bounds a failure.
 const LONGEST: Duration = Duration::from_secs(600);
 
@@ -31,8 +34,7 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result<()> {
     }
     let scratch = options.scratch(&options.dir)?;
     let shale = contestant::shale(scratch.path())?;
-    let mut seen = Vec::new();
-    let mut told = Vec::new();
+    let (mut seen, mut told, mut quiet) = (Vec::new(), Vec::new(), Vec::new());
     for index in 0..VOLUMES {
         let name = format!("busy{index}");
         let disk = contestant::volume(&shale, &name, SIZE)?;
@@ -41,6 +43,7 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result<()> {
         report.progress(&[name, format!("client {:.1?} ms", pauses.seen)]);
         seen.extend(pauses.seen);
         told.extend(pauses.told);
+        quiet.extend(pauses.quiet);
         disk.remove(Some(&shale))?;
     }
     report.section(
@@ -68,12 +71,17 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result<()> {
     }
     let name = "worst request of the client during the command";
     rows.push(row(name, &seen, if told.is_empty() { aim } else { "" }));
+    rows.push(row("the same just before it", &quiet, ""));
     report.table(&["", "p50", "p95", "max", "aim"].map(str::to_owned), &rows);
     Ok(())
 }
 
 struct Pauses {
+    /// The client's worst request during each snapshot.
     seen: Vec<f64>,
+    /// The same over as long a time before it.
+    quiet: Vec<f64>,
+    /// What the tasks tell.
     told: Vec<f64>,
 }
 
@@ -103,14 +111,16 @@ fn snapshots(shale: &Shale, volume: &str, uri: &str) -> Result<Pauses> {
     let log = fio::latency_log(&prefix.with_extension("_clat.1.log"))
         .or_else(|_| fio::latency_log(&logs.path().join("load_clat.1.log")))?;
     ensure!(log.len() > EACH, "fio logged nothing");
-    let seen = times.iter().map(|(begin, end)| {
-        // A request that waited completes, and is logged, a little after the command's end.
-        let during = log.iter().filter(|(at, _)| (*begin..=end + 20).contains(at));
+    let worst = |begin: u64, end: u64| -> Result<f64> {
+        let during = log.iter().filter(|(at, _)| (begin..=end).contains(at));
         let worst =
             during.map(|(_, nanoseconds)| *nanoseconds).max().context("no I/O completed")?;
         Ok(worst as f64 / 1e6)
-    });
-    Ok(Pauses { seen: seen.collect::<Result<_>>()?, told })
+    };
+    // A request that waited completes, and is logged, a little after the command's end.
+    let seen = times.iter().map(|(begin, end)| worst(*begin, end + LATE));
+    let quiet = times.iter().map(|(begin, end)| worst(2 * begin - end - LATE, *begin));
+    Ok(Pauses { seen: seen.collect::<Result<_>>()?, quiet: quiet.collect::<Result<_>>()?, told })
 }
 
 fn now() -> Result<u64> {
