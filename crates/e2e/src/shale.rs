@@ -18,6 +18,9 @@ use crate::qemu::Disk;
 /// Bounds a failure; a healthy start takes a fraction of a second.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
+/// The same for an end.
+const END_LIMIT: Duration = Duration::from_secs(60);
+
 /// Exit codes of the CLI, as it documents them.
 pub mod exit {
     pub const OK: i32 = 0;
@@ -335,7 +338,7 @@ impl Shale {
     /// SIGTERM to `shale serve`; the node stays.
     pub fn stop_serve(&mut self) -> Result<()> {
         if let Some(mut serve) = self.serve.take() {
-            serve.terminate(Duration::from_secs(60))?;
+            serve.terminate(END_LIMIT)?;
         }
         Ok(())
     }
@@ -343,27 +346,37 @@ impl Shale {
     /// `shale down`: the node too. Waits until both are gone.
     pub fn down(&mut self) -> Result<()> {
         let node = self.node_pid()?;
-        run(Command::new(binary()?)
-            .arg("down")
-            .arg("--data")
-            .arg(&self.data)
-            .env_remove("SHALE_URL")
-            .env_remove("SHALE_TOKEN"))?;
+        run(&mut self.down_command()?)?;
         if let Some(mut serve) = self.serve.take() {
-            serve.wait(Duration::from_secs(60))?;
+            serve.wait(END_LIMIT)?;
         }
-        wait_gone(node, Duration::from_secs(60))
+        wait_gone(node, END_LIMIT)
+    }
+
+    fn down_command(&self) -> Result<Command> {
+        let mut command = self.program()?;
+        command.arg("down").arg("--data").arg(&self.data);
+        command.env_remove("SHALE_URL").env_remove("SHALE_TOKEN");
+        Ok(command)
     }
 }
 
 impl Drop for Shale {
     fn drop(&mut self) {
-        let node = self.node_pid();
-        // serve first, or it starts the node again.
+        // The clean way first: a killed node leaves the logs of its volumes in memory for a successor
+        // that never comes.
+        let asked = self.down_command().and_then(|mut command| {
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            Owned::spawn(&mut command)?.wait(END_LIMIT)
+        });
+        // serve before the node, or it starts the node again.
         drop(self.serve.take());
-        if let Ok(node) = node {
-            drop(crate::process::signal(node, rustix::process::Signal::KILL));
-            drop(wait_gone(node, Duration::from_secs(60)));
+        if let Ok(node) = self.node_pid() {
+            if asked.is_ok_and(|status| status.success()) && wait_gone(node, END_LIMIT).is_ok() {
+                return;
+            }
+            drop(crate::process::signal(node, crate::process::Signal::KILL));
+            drop(wait_gone(node, END_LIMIT));
         }
     }
 }
