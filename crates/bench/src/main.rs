@@ -106,13 +106,12 @@ fn main() -> Result<()> {
     for (name, measure) in PARTS {
         if options.wants(name) {
             measure(&options, &mut report).with_context(|| format!("part {name}"))?;
+            // After each part: what was measured is not lost to a failure of the next.
+            if options.whole() {
+                std::fs::write(&options.out, report.text())?;
+            }
         }
     }
-    let text = report.finish();
-    println!("{text}");
-    if options.whole() {
-        std::fs::write(&options.out, text)?;
-        println!("written to {}", options.out.display());
-    }
+    println!("{}", report.text());
     Ok(())
 }

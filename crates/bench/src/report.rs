@@ -54,8 +54,8 @@ impl Report {
         println!("{}", row.join("  "));
     }
 
-    pub(crate) fn finish(self) -> String {
-        self.text
+    pub(crate) fn text(&self) -> &str {
+        &self.text
     }
 }
 
