@@ -99,7 +99,7 @@ impl Host {
             holder: "the simulated host".to_owned(),
             log_found: found,
         };
-        let plan = self.catalog.connect(request).await.map_err(|e| e.to_string())?;
+        let plan = self.catalog.connect(request).await.map_err(|e| format!("connect: {e}"))?;
         let identity = plan.log.clone().ok_or("a writable connection without a log")?;
         let state = match plan.log_plan {
             LogPlan::Fresh => LogState::Clean,
@@ -139,7 +139,7 @@ impl Host {
         let access = Access::Write { memory, identity, state };
         let open =
             OpenChain { files, access, rules: self.rules, fixed_base: false, keep_space: false };
-        Disk::open(self.world.local().clone(), open).await.map_err(|e| e.to_string())
+        Disk::open(self.world.local().clone(), open).await.map_err(|e| format!("open: {e}"))
     }
 
     /// The identity in the volume's log, as the node finds it by reading the log's head.
@@ -163,7 +163,8 @@ impl Host {
         let Some(live) = self.live(volume) else { return Ok(true) };
         let clean = live.disk.close().await.is_ok();
         self.disks.live.borrow_mut().remove(&volume);
-        self.catalog.disconnect(live.connection, clean).await.map_err(|e| e.to_string())?;
+        let ended = self.catalog.disconnect(live.connection, clean).await;
+        ended.map_err(|e| format!("disconnect: {e}"))?;
         if clean {
             self.world.remove_log(&format!("log-{volume}"));
         }
