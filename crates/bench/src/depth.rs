@@ -12,7 +12,7 @@ use crate::fio::{self, Job, Until};
 use crate::report::Report;
 use crate::stats::{Ratio, median};
 
-const SIZE: u64 = 1 << 30;
+const SIZE: u64 = 1 << 28;
 /// One base and 32 layers on it: the limit of a volume.
 const DEEP: usize = 33;
 
@@ -82,7 +82,7 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result<()> {
     report.section(
         "Depth of the chain",
         &format!(
-            "4 KiB random reads of a full 1 GiB disk in memory (tmpfs), warm: in one layer, and in {DEEP} that each own a \
+            "4 KiB random reads of a full 256 MiB disk in memory (tmpfs), warm: in one layer, and in {DEEP} that each own a \
              scattered share."
         ),
     );
