@@ -8,11 +8,11 @@
 //! ```
 //!
 //! What holds:
-//! - tokio never touches guest I/O; only handles and messages cross threads ([`worker`]);
-//! - a connection is on record durably before anybody is told of it ([`connections`]);
+//! - tokio never touches guest I/O; only handles and messages cross threads (`worker`);
+//! - a connection is on record durably before anybody is told of it (`connections`);
 //! - after `kill -9` a successor resumes a connection only if its log matches exactly; everything else
 //!   is a power cut, and says so (rules D4, P2);
-//! - gates that a snapshot closes are opened again on every path ([`control`]).
+//! - gates that a snapshot closes are opened again on every path (`control`).
 
 mod alarms;
 mod connections;
