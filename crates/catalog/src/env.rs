@@ -21,13 +21,15 @@ pub trait Env {
 pub trait Running {
     /// Whether a disk of the volume is open for writing here.
     fn is_connected(&self, volume: Uuid) -> bool;
-    /// Flushes most dirty metadata while the guest goes on, so that the gate is short.
-    fn prepare(&self, volume: Uuid) -> Io<'_, Result<()>>;
+    /// While the guest goes on: flushes most dirty metadata and opens `leaf`, whose file is durable, so
+    /// that the gate is short.
+    fn prepare(&self, volume: Uuid, leaf: Uuid) -> Io<'_, Result<()>>;
     /// Holds new guest requests, drains the others, and ends in a full flush (rules D4, R1).
     fn gate(&self, volume: Uuid) -> Io<'_, Result<()>>;
-    /// After the commit: the disk goes on in `leaf`, whose file is durable already.
+    /// After the commit: the disk goes on in `leaf`, which was prepared.
     fn switch(&self, volume: Uuid, leaf: Uuid) -> Io<'_, Result<()>>;
-    /// Lets guest requests go on; also when the commit did not happen.
+    /// Lets guest requests go on; also when the commit did not happen, or the gate was never shut. A
+    /// leaf that was prepared and not taken is let go.
     fn ungate(&self, volume: Uuid) -> Io<'_, ()>;
     /// Nobody can tell which leaf the volume's record names: its disk must not write any more, not
     /// even what waits at the gate, until the volume is connected again.
@@ -42,7 +44,7 @@ impl Running for NothingRuns {
     fn is_connected(&self, _volume: Uuid) -> bool {
         false
     }
-    fn prepare(&self, _volume: Uuid) -> Io<'_, Result<()>> {
+    fn prepare(&self, _volume: Uuid, _leaf: Uuid) -> Io<'_, Result<()>> {
         Box::pin(async { Ok(()) })
     }
     fn gate(&self, _volume: Uuid) -> Io<'_, Result<()>> {

@@ -59,10 +59,6 @@ impl Catalog {
         };
         self.has_room(reserved, &title).await?;
         let begun = self.begin(Plan { title, puts, creates, ..Plan::default() }).await?;
-        let begun = match self.prepare_leaves(&begun, &connected).await {
-            Ok(()) => self.register(begun).await?,
-            Err(error) => return Err(self.abort(begun, error).await),
-        };
         let begun = self.commit_gated(begun, &connected).await?;
         let made = self.finish(begun).await;
         drop(held);
@@ -144,34 +140,49 @@ impl Catalog {
             layer::create_sparse(self.store(), new, self.env().now_ms(), reserve).await?;
         }
         self.store().sync_names().await?;
-        for volume in connected {
-            self.running().prepare(*volume).await?;
+        for record in begun.puts.iter().filter(|record| connected.contains(&record.uuid)) {
+            self.running().prepare(record.uuid, record.current.layer).await?;
         }
         Ok(())
     }
 
-    /// Gate all, commit, switch, let go (rule R1). After the commit it only goes forward.
+    /// Prepare all, gate all, commit, switch, let go (rule R1). After the commit it only goes forward.
+    /// What can be done before the gate is done before it: behind it remain the drain, one flush, and
+    /// the rename that commits.
     async fn commit_gated(&self, begun: Begun, connected: &[Uuid]) -> Result<Begun> {
-        let mut gated = Vec::new();
+        if let Err(error) = self.prepare_leaves(&begun, connected).await {
+            self.ungate(connected).await;
+            return Err(self.abort(begun, error).await);
+        }
+        let staged = match self.register(&begun).await {
+            Ok(()) => self.stage(&begun).await,
+            Err(error) => Err(error),
+        };
+        let staged = match staged {
+            Ok(staged) => staged,
+            Err(error) => {
+                self.ungate(connected).await;
+                return Err(self.abort(begun, error).await);
+            }
+        };
         for volume in connected {
-            // A gate that failed half-way is undone too.
-            gated.push(*volume);
             if let Err(error) = self.running().gate(*volume).await {
-                self.ungate(&gated).await;
+                // A gate that failed half-way is undone too.
+                self.ungate(connected).await;
                 return Err(self.abort(begun, error).await);
             }
         }
-        let begun = match self.commit_record(begun).await {
+        let begun = match self.commit_staged(begun, staged).await {
             Ok(begun) => begun,
             // Their leaves may be the snapshot's layers already: a write now would change it.
             Err(error) if error.code == Code::OutcomeUnknown => {
-                for volume in &gated {
+                for volume in connected {
                     self.running().abandon(*volume).await;
                 }
                 return Err(error);
             }
             Err(error) => {
-                self.ungate(&gated).await;
+                self.ungate(connected).await;
                 return Err(error);
             }
         };

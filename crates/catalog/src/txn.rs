@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use datastore::{Access, Expected, FileStore, ObjectName};
+use datastore::{Access, Expected, FileStore, ObjectName, Staged};
 use io::{ByteCount, ByteRange, Clear, Durability, IoBuf, IoErrorKind, Request};
 use uuid::Uuid;
 
@@ -110,43 +110,49 @@ impl Catalog {
 
     /// Registers, commits and finishes. Everything that the intent creates is durable by now.
     pub(crate) async fn commit(&self, begun: Begun) -> Result<Vec<VolumeRecord>> {
-        let begun = self.register(begun).await?;
-        let begun = self.commit_record(begun).await?;
+        let staged = match self.register(&begun).await {
+            Ok(()) => self.stage(&begun).await,
+            Err(error) => Err(error),
+        };
+        let begun = match staged {
+            Ok(staged) => self.commit_staged(begun, staged).await?,
+            Err(error) => return Err(self.abort(begun, error).await),
+        };
         Ok(self.finish(begun).await)
     }
 
     /// Enters the operation into every cell that it changes, before a record relies on it (L1).
-    pub(crate) async fn register(&self, begun: Begun) -> Result<Begun> {
-        let mut entered = Ok(());
+    pub(crate) async fn register(&self, begun: &Begun) -> Result<()> {
         for step in &begun.intent.cells {
-            entered = enter(self.store(), begun.intent.uuid, step).await;
-            if entered.is_err() {
-                break;
-            }
+            enter(self.store(), begun.intent.uuid, step).await?;
         }
-        match entered {
-            Ok(()) => Ok(begun),
-            Err(error) => Err(self.abort(begun, error).await),
+        Ok(())
+    }
+
+    /// Makes the record that will commit durable, under no name yet; None where a removal commits, or
+    /// nothing does.
+    pub(crate) async fn stage(&self, begun: &Begun) -> Result<Option<Staged>> {
+        match record_of(begun) {
+            Some((name, content)) => Ok(Some(self.store().stage(&name, content).await?)),
+            None => Ok(None),
         }
     }
 
-    /// The one put, or removal, that commits.
-    pub(crate) async fn commit_record(&self, begun: Begun) -> Result<Begun> {
-        let result = match (&begun.intent.commit, begun.puts.first()) {
-            (Commit::Record(id), Some(record)) => {
-                let version = self.with(|state| state.versions.get(id).copied());
-                let expected = version.map_or(Expected::Absent, Expected::Version);
-                let content = Record::Volume(record.clone()).encode();
-                self.store().put(&ObjectName::Record(*id), expected, content).await.map(|_| ())
-            }
-            (Commit::Set(_), _) => {
-                let set = SetRecord { uuid: begun.intent.uuid, volumes: begun.puts.clone() };
-                let name = ObjectName::Record(set.uuid);
-                let content = Record::Set(set).encode();
-                self.store().put(&name, Expected::Absent, content).await.map(|_| ())
-            }
-            (Commit::Removed(id), _) => self.store().remove(&ObjectName::Record(*id)).await,
-            (Commit::Record(_) | Commit::Forward, _) => Ok(()),
+    /// The one rename, or removal, that commits.
+    pub(crate) async fn commit_staged(
+        &self,
+        begun: Begun,
+        staged: Option<Staged>,
+    ) -> Result<Begun> {
+        let expected = match &begun.intent.commit {
+            Commit::Record(id) => self.with(|state| state.versions.get(id).copied()),
+            Commit::Set(_) | Commit::Removed(_) | Commit::Forward => None,
+        };
+        let expected = expected.map_or(Expected::Absent, Expected::Version);
+        let result = match (&begun.intent.commit, staged) {
+            (_, Some(staged)) => self.store().commit(staged, expected).await.map(|_| ()),
+            (Commit::Removed(id), None) => self.store().remove(&ObjectName::Record(*id)).await,
+            (Commit::Record(_) | Commit::Set(_) | Commit::Forward, None) => Ok(()),
         };
         let Err(error) = result else {
             self.with_mut(|state| apply(state, &begun));
@@ -172,18 +178,13 @@ impl Catalog {
     /// Commits once more, durably this time: a sync that failed may say nothing when repeated, a new
     /// rename and its sync do.
     async fn put_again(&self, begun: &Begun) -> bool {
-        let (name, content) = match (&begun.intent.commit, begun.puts.first()) {
-            (Commit::Record(id), Some(record)) => {
-                (ObjectName::Record(*id), Record::Volume(record.clone()).encode())
-            }
-            (Commit::Set(_), _) => {
-                let set = SetRecord { uuid: begun.intent.uuid, volumes: begun.puts.clone() };
-                (ObjectName::Record(set.uuid), Record::Set(set).encode())
-            }
-            (Commit::Removed(_), _) => return self.store().sync_names().await.is_ok(),
-            (Commit::Record(_) | Commit::Forward, _) => return true,
-        };
-        self.store().put(&name, Expected::Any, content).await.is_ok()
+        if let Some((name, content)) = record_of(begun) {
+            return self.store().put(&name, Expected::Any, content).await.is_ok();
+        }
+        match begun.intent.commit {
+            Commit::Removed(_) => self.store().sync_names().await.is_ok(),
+            Commit::Record(_) | Commit::Set(_) | Commit::Forward => true,
+        }
     }
 
     /// What remains after the commit. A failure here costs nothing but a later retry.
@@ -246,6 +247,20 @@ impl Catalog {
             state.open.remove(&intent.uuid);
         });
         Ok(())
+    }
+}
+
+/// The record whose put commits, where one does.
+fn record_of(begun: &Begun) -> Option<(ObjectName, Vec<u8>)> {
+    match (&begun.intent.commit, begun.puts.first()) {
+        (Commit::Record(id), Some(record)) => {
+            Some((ObjectName::Record(*id), Record::Volume(record.clone()).encode()))
+        }
+        (Commit::Set(_), _) => {
+            let set = SetRecord { uuid: begun.intent.uuid, volumes: begun.puts.clone() };
+            Some((ObjectName::Record(set.uuid), Record::Set(set).encode()))
+        }
+        (Commit::Record(_) | Commit::Removed(_) | Commit::Forward, _) => None,
     }
 }
 

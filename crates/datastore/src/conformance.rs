@@ -38,6 +38,7 @@ pub const CASES: &[Case] = &[
     Case { name: "one writer at a time", run: |s| Box::pin(one_writer(s)) },
     Case { name: "a removed file lives while open", run: |s| Box::pin(removed_while_open(s)) },
     Case { name: "put compares", run: |s| Box::pin(put_compares(s)) },
+    Case { name: "what is staged is not there yet", run: |s| Box::pin(staged_is_not_there_yet(s)) },
     Case { name: "of rival puts one wins", run: |s| Box::pin(rival_puts(s)) },
     Case { name: "small objects are small", run: |s| Box::pin(limits(s)) },
     Case { name: "list keeps kinds apart", run: |s| Box::pin(lists(s)) },
@@ -163,6 +164,24 @@ async fn put_compares(store: Store) {
     store.remove(&name).await.expect("remove");
     conflict(put(Expected::Version(second), &one).await);
     put(Expected::Any, &one).await.expect("put over nothing");
+}
+
+async fn staged_is_not_there_yet(store: Store) {
+    let name = ObjectName::Record(id(1));
+    let first = store.put(&name, Expected::Absent, b"one".to_vec()).await.expect("put");
+    let before = store.space().await.expect("space").used_by_store;
+    let [lost, kept] = [b"lost".to_vec(), b"kept".to_vec()];
+    drop(store.stage(&name, lost).await.expect("stage"));
+    let staged = store.stage(&name, kept.clone()).await.expect("stage");
+    let late = store.stage(&name, b"late".to_vec()).await.expect("stage");
+    assert_eq!(store.get(&name).await.expect("get"), Some((first, b"one".to_vec())));
+    assert_eq!(store.list(Kind::Record).await.expect("list").len(), 1);
+    let second = store.commit(staged, Expected::Version(first)).await.expect("commit");
+    assert_eq!(second, Version::of(&kept));
+    let conflict = store.commit(late, Expected::Version(first)).await;
+    assert!(matches!(conflict, Err(DatastoreError::Conflict { .. })), "{conflict:?}");
+    assert_eq!(store.get(&name).await.expect("get"), Some((second, kept)));
+    assert_eq!(store.space().await.expect("space").used_by_store, before);
 }
 
 async fn rival_puts(store: Store) {

@@ -28,5 +28,5 @@ pub use error::{DatastoreError, Result};
 pub use name::{Kind, NameError, ObjectName};
 pub use store::{
     Access, Capabilities, Content, Expected, FileStore, Identity, MAX_OBJECT, ObjectInfo, Space,
-    Version,
+    Staged, Version,
 };

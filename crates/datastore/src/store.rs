@@ -1,5 +1,6 @@
 //! The trait that all drivers serve, and its types.
 
+use std::any::Any;
 use std::fmt;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -60,6 +61,52 @@ impl Expected {
             (Self::Version(_), None) => Some("does not exist any more"),
             (Self::Version(_), Some(_)) => Some("has another content"),
         }
+    }
+}
+
+/// The content of a later [`FileStore::commit`]: durable already, under no name yet. Dropped
+/// uncommitted, it leaves nothing behind.
+pub struct Staged {
+    name: ObjectName,
+    version: Version,
+    content: Box<dyn Any>,
+}
+
+impl Staged {
+    /// For drivers: `content` is what their own `commit` takes.
+    #[must_use]
+    pub fn new(name: ObjectName, version: Version, content: Box<dyn Any>) -> Self {
+        Self { name, version, content }
+    }
+
+    /// The object that it will be.
+    #[must_use]
+    pub fn name(&self) -> ObjectName {
+        self.name
+    }
+
+    /// The version that the object will have.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// The driver's own part.
+    ///
+    /// # Panics
+    /// If another driver staged it.
+    #[must_use]
+    pub fn into_content<T: 'static>(self) -> T {
+        *self.content.downcast().expect("what one store staged is committed to the same")
+    }
+}
+
+impl fmt::Debug for Staged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Staged")
+            .field("name", &self.name)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
     }
 }
 
@@ -142,15 +189,28 @@ pub trait FileStore {
     /// A small object (up to [`MAX_OBJECT`]) and its version.
     fn get(&self, name: &ObjectName) -> Io<'_, Result<Option<Content>>>;
 
-    /// Replaces or creates a small object in one step, durably on return; `Conflict` if what is
-    /// there is not what was expected. After another error it is unknown which of the two is there,
-    /// but it is one of them, whole. May use the head-room.
+    /// Makes the content of a small object durable, so that little is left for [`Self::commit`].
+    /// Changes nothing that can be seen. May use the head-room.
+    fn stage(&self, name: &ObjectName, content: Vec<u8>) -> Io<'_, Result<Staged>>;
+
+    /// Replaces or creates the object in one step, durably on return; `Conflict` if what is there is
+    /// not what was expected. After another error it is unknown which of the two is there, but it is
+    /// one of them, whole. May use the head-room.
+    fn commit(&self, staged: Staged, expected: Expected) -> Io<'_, Result<Version>>;
+
+    /// Both at once.
     fn put(
         &self,
         name: &ObjectName,
         expected: Expected,
         content: Vec<u8>,
-    ) -> Io<'_, Result<Version>>;
+    ) -> Io<'_, Result<Version>> {
+        let name = *name;
+        Box::pin(async move {
+            let staged = self.stage(&name, content).await?;
+            self.commit(staged, expected).await
+        })
+    }
 
     /// Makes all names created so far durable.
     fn sync_names(&self) -> Io<'_, Result<()>>;

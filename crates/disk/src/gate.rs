@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use image::{LayerImage, PAGE, Sector, Trust, create};
 use io::{BlockFile, ByteCount, Clear, Durability, IoBuf, IoError, IoErrorKind, Request, Result};
+use uuid::Uuid;
 
 use crate::chain::Layer;
 use crate::disk::{Disk, Gate, Inner, file_offset};
@@ -16,6 +17,14 @@ use crate::space::{Place, Space};
 #[derive(Debug)]
 pub struct NewLeaf {
     layer: Layer,
+}
+
+impl NewLeaf {
+    /// The layer.
+    #[must_use]
+    pub fn uuid(&self) -> Uuid {
+        self.layer.image.uuid
+    }
 }
 
 impl Disk {

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use datastore::{
     Access, Capabilities, Expected, FileStore, Identity, Kind, ObjectInfo, ObjectName, Result,
-    Space, Version,
+    Space, Staged, Version,
 };
 use io::{BlockFile, Io};
 
@@ -109,13 +109,13 @@ impl FileStore for CrashStore {
         self.0.get(name)
     }
 
-    fn put(
-        &self,
-        name: &ObjectName,
-        expected: Expected,
-        content: Vec<u8>,
-    ) -> Io<'_, Result<Version>> {
-        Self::around("put", Some(*name), self.0.put(name, expected, content))
+    fn stage(&self, name: &ObjectName, content: Vec<u8>) -> Io<'_, Result<Staged>> {
+        self.0.stage(name, content)
+    }
+
+    fn commit(&self, staged: Staged, expected: Expected) -> Io<'_, Result<Version>> {
+        let name = staged.name();
+        Self::around("put", Some(name), self.0.commit(staged, expected))
     }
 
     fn sync_names(&self) -> Io<'_, Result<()>> {

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use datastore::{DirHandle, DirStore, FileStore as _, ObjectName};
-use disk::{Access, Disk, LogIdentity, LogState, OpenChain, OpenError, Rules};
+use disk::{Access, Disk, LogIdentity, LogState, NewLeaf, OpenChain, OpenError, Rules};
 use export::{Export, NbdServer};
 use futures_util::future::{Either, select};
 use io::{
@@ -81,6 +81,8 @@ struct Served {
     store: DirStore,
     datastore: Uuid,
     failed: Rc<Cell<bool>>,
+    /// The layer in which the disk goes on after the snapshot that is being made.
+    next: RefCell<Option<NewLeaf>>,
 }
 
 /// A disk whose failed flushes are noticed: they are an alarm, not only the guest's business.
@@ -179,6 +181,7 @@ impl Home {
             store,
             datastore: opening.datastore.identity().uuid,
             failed,
+            next: RefCell::default(),
         };
         self.served.borrow_mut().insert(opening.id, Rc::new(served));
         Ok(())
@@ -244,18 +247,8 @@ impl Home {
         self.served.borrow_mut().remove(&id);
     }
 
-    pub(crate) async fn prepare(&self, id: Uuid) -> Result<()> {
-        let served = self.served(id)?;
-        note(&served.failed, served.disk.prepare().await)
-    }
-
-    pub(crate) async fn gate(&self, id: Uuid) -> Result<()> {
-        let served = self.served(id)?;
-        note(&served.failed, served.disk.gate().await)
-    }
-
-    /// Goes on in a new leaf, which is committed and durable.
-    pub(crate) async fn switch(&self, id: Uuid, leaf: Uuid) -> Outcome<()> {
+    /// Flushes, and opens the new leaf, which is durable: nothing of it is left for the gate.
+    pub(crate) async fn prepare(&self, id: Uuid, leaf: Uuid) -> Outcome<()> {
         let served = self.served(id).map_err(|error| from_io(&error))?;
         let file = served
             .store
@@ -264,12 +257,29 @@ impl Home {
             .map_err(|error| from_datastore(&error))?;
         let leaf =
             served.disk.open_leaf(file).await.map_err(|error| from_open("the new leaf", &error))?;
-        served.disk.switch(leaf);
+        *served.next.borrow_mut() = Some(leaf);
+        note(&served.failed, served.disk.prepare().await).map_err(|error| from_io(&error))
+    }
+
+    pub(crate) async fn gate(&self, id: Uuid) -> Result<()> {
+        let served = self.served(id)?;
+        note(&served.failed, served.disk.gate().await)
+    }
+
+    /// Goes on in the prepared leaf, which is committed by now.
+    pub(crate) fn switch(&self, id: Uuid, leaf: Uuid) -> Outcome<()> {
+        let served = self.served(id).map_err(|error| from_io(&error))?;
+        let next = served.next.borrow_mut().take().filter(|next| next.uuid() == leaf);
+        let next = next.ok_or_else(|| {
+            Problem::new(Code::IoError, format!("the new leaf {leaf} was not prepared."))
+        })?;
+        served.disk.switch(next);
         Ok(())
     }
 
     pub(crate) fn ungate(&self, id: Uuid) {
         if let Ok(served) = self.served(id) {
+            drop(served.next.borrow_mut().take());
             served.disk.ungate();
         }
     }

@@ -29,9 +29,9 @@ use std::time::Duration;
 
 use datastore::{
     Access, Capabilities, Content, DatastoreError, Expected, FileStore, Identity, Kind, MAX_OBJECT,
-    ObjectInfo, ObjectName, Result, Space, Version,
+    ObjectInfo, ObjectName, Result, Space, Staged, Version,
 };
-use io::sim::{FileId, SimFile, SimWorld};
+use io::sim::{FileId, SimWorld};
 use io::{
     BlockDevice as _, BlockFile, ByteCount, ByteOffset, ByteRange, Durability, Io, IoBuf, IoError,
     IoErrorKind, Request,
@@ -145,8 +145,8 @@ impl SimStore {
         Ok(())
     }
 
-    /// A new file with `content`, durable, without a name.
-    async fn write_unnamed(&self, content: &[u8]) -> Result<Rc<SimFile>> {
+    /// A new file with `content`, durable, without a name; gone with its hold.
+    async fn write_unnamed(&self, content: &[u8]) -> Result<Held> {
         let file = self.state.space.create();
         let held = Held::new(&self.state, file.id(), Access::Write);
         let len = (content.len() as u64).next_multiple_of(SECTOR);
@@ -159,16 +159,15 @@ impl SimStore {
             file.submit(Request::Write { at, from, durability: Durability::Cached }).await?;
         }
         file.submit(Request::Flush).await?;
-        held.let_live();
-        Ok(file)
+        Ok(held)
     }
 
-    async fn put_steps(
+    async fn commit_steps(
         &self,
         name: ObjectName,
         expected: Expected,
-        content: &[u8],
-    ) -> Result<Version> {
+        unnamed: &Unnamed,
+    ) -> Result<()> {
         let _one_at_a_time = self.state.changing.lock().await;
         if expected != Expected::Any {
             let found = self.read(name).await?.map(|(version, _)| version);
@@ -176,17 +175,14 @@ impl SimStore {
                 return Err(DatastoreError::Conflict { object: name, found });
             }
         }
-        let file = self.write_unnamed(content).await?;
-        if let Err(error) = self.sync_changed().await {
-            self.state.space.remove(file.id());
-            return Err(error);
-        }
+        self.sync_changed().await?;
         self.metadata().await;
-        self.state.change(name, Some(Entry { file: file.id(), len: Some(content.len() as u64) }));
+        let entry = Entry { file: unnamed.held.file(), len: Some(unnamed.len) };
+        self.state.change(name, Some(entry));
         self.happened("name replaced").await;
         self.sync_directory(name.kind()).await?;
         self.state.collect();
-        Ok(Version::of(content))
+        Ok(())
     }
 
     async fn remove_steps(&self, name: ObjectName) -> Result<()> {
@@ -216,6 +212,12 @@ impl SimStore {
         let content = file.peek(ByteRange { start: ByteOffset(0), len });
         Ok(Some((Version::of(&content), content)))
     }
+}
+
+/// A staged content.
+struct Unnamed {
+    held: Held,
+    len: u64,
 }
 
 /// Whether the first try of a step met a full store.
@@ -300,12 +302,7 @@ impl FileStore for SimStore {
         Box::pin(self.read(*name))
     }
 
-    fn put(
-        &self,
-        name: &ObjectName,
-        expected: Expected,
-        content: Vec<u8>,
-    ) -> Io<'_, Result<Version>> {
+    fn stage(&self, name: &ObjectName, content: Vec<u8>) -> Io<'_, Result<Staged>> {
         let name = *name;
         self.to_the_end(async move |store| {
             refuse_identity(name)?;
@@ -313,12 +310,22 @@ impl FileStore for SimStore {
             if len > MAX_OBJECT.0 {
                 return Err(DatastoreError::TooLarge { object: name, len, limit: MAX_OBJECT.0 });
             }
-            let first = store.put_steps(name, expected, &content).await;
-            if name.kind().is_guest_data() || !is_full(&first) {
-                return first;
+            let mut written = store.write_unnamed(&content).await;
+            if is_full(&written) && !name.kind().is_guest_data() {
+                let _borrowed = store.state.borrow_head_room().await;
+                written = store.write_unnamed(&content).await;
             }
-            let _borrowed = store.state.borrow_head_room().await;
-            store.put_steps(name, expected, &content).await
+            let unnamed = Unnamed { held: written?, len };
+            Ok(Staged::new(name, Version::of(&content), Box::new(unnamed)))
+        })
+    }
+
+    fn commit(&self, staged: Staged, expected: Expected) -> Io<'_, Result<Version>> {
+        self.to_the_end(async move |store| {
+            let (name, version) = (staged.name(), staged.version());
+            let unnamed: Unnamed = staged.into_content();
+            store.commit_steps(name, expected, &unnamed).await?;
+            Ok(version)
         })
     }
 

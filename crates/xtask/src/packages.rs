@@ -178,7 +178,8 @@ mod tests {
             "Types: deb\nURIs: http://mirror/debian\nSuites: bookworm-backports\nComponents: main\n\
              Signed-By: /key.gpg\n"
         );
-        for other in ["deb http://mirror/debian bookworm-updates main", "# deb http://m bookworm main", ""]
+        for other in
+            ["deb http://mirror/debian bookworm-updates main", "# deb http://m bookworm main", ""]
         {
             assert_eq!(line_for_backports(other), None, "{other}");
         }

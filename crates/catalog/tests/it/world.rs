@@ -73,7 +73,7 @@ impl Running for FakeDisks {
     fn is_connected(&self, volume: Uuid) -> bool {
         self.running.borrow().contains(&volume)
     }
-    fn prepare(&self, _volume: Uuid) -> Io<'_, catalog::Result<()>> {
+    fn prepare(&self, _volume: Uuid, _leaf: Uuid) -> Io<'_, catalog::Result<()>> {
         self.call("prepare")
     }
     fn gate(&self, _volume: Uuid) -> Io<'_, catalog::Result<()>> {

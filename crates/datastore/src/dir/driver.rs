@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use io::{
     BlockDevice, BlockFile, ByteCount, ByteRange, DeviceInfo, Extent, Io, IoError, IoErrorKind,
@@ -14,10 +14,12 @@ use io::{
 
 use super::Inner;
 use super::headroom::Door;
+use super::temp::Temp;
 use crate::error::Result;
 use crate::name::{Kind, ObjectName};
 use crate::store::{
-    Access, Capabilities, Content, Expected, FileStore, Identity, ObjectInfo, Space, Version,
+    Access, Capabilities, Content, Expected, FileStore, Identity, ObjectInfo, Space, Staged,
+    Version,
 };
 
 /// The face of a [`super::DirHandle`] on one thread.
@@ -184,18 +186,36 @@ impl FileStore for DirStore {
         Box::pin(self.blocking(move |inner| inner.get(&name)))
     }
 
-    fn put(
-        &self,
-        name: &ObjectName,
-        expected: Expected,
-        content: Vec<u8>,
-    ) -> Io<'_, Result<Version>> {
+    fn stage(&self, name: &ObjectName, content: Vec<u8>) -> Io<'_, Result<Staged>> {
         let name = *name;
         let content: Arc<[u8]> = content.into();
         self.to_the_end(async move |store| {
-            let guest_data = name.kind().is_guest_data();
-            let step = move |inner: &Inner| inner.put(&name, expected, &content);
-            if guest_data { store.blocking(step).await } else { store.with_head_room(step).await }
+            let version = Version::of(&content);
+            let step = move |inner: &Inner| inner.stage(&name, &content);
+            let temp = if name.kind().is_guest_data() {
+                store.blocking(step).await
+            } else {
+                store.with_head_room(step).await
+            }?;
+            Ok(Staged::new(name, version, Box::new(temp)))
+        })
+    }
+
+    fn commit(&self, staged: Staged, expected: Expected) -> Io<'_, Result<Version>> {
+        let (name, version) = (staged.name(), staged.version());
+        // with the head-room a step may be done again: the content waits outside
+        let temp = Arc::new(Mutex::new(staged.into_content::<Temp>()));
+        self.to_the_end(async move |store| {
+            let step = move |inner: &Inner| {
+                let mut temp = temp.lock().unwrap_or_else(PoisonError::into_inner);
+                inner.commit(&name, expected, &mut temp)
+            };
+            if name.kind().is_guest_data() {
+                store.blocking(step).await?;
+            } else {
+                store.with_head_room(step).await?;
+            }
+            Ok(version)
         })
     }
 

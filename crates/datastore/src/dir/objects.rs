@@ -3,8 +3,9 @@
 //! `put`, in the order that makes it atomic and durable:
 //!
 //! ```text
-//!   lock of the name ─► compare ─► write temp, fsync ─► fsync directories with new names
-//!                                                        ─► rename (the commit) ─► fsync directory
+//!   stage    write temp, fsync
+//!   commit   lock of the name ─► compare ─► fsync directories with new names
+//!                                            ─► rename (the commit) ─► fsync directory
 //! ```
 //!
 //! The content is durable before the name points to it, and so are the files that were created
@@ -20,7 +21,8 @@ use io::{ByteCount, IoError, IoErrorKind};
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
-use super::{Inner, STRIPES, files, identity, temp};
+use super::temp::Temp;
+use super::{Inner, STRIPES, files, identity};
 use crate::error::{DatastoreError, Result};
 use crate::name::{Kind, ObjectName};
 use crate::store::{Expected, MAX_OBJECT, ObjectInfo, Space, Version};
@@ -138,18 +140,24 @@ impl Inner {
         }
     }
 
-    pub(super) fn put(
-        &self,
-        name: &ObjectName,
-        expected: Expected,
-        content: &[u8],
-    ) -> Result<Version> {
+    /// Writes the content of a later `commit` under a temporary name, and makes it durable.
+    pub(super) fn stage(&self, name: &ObjectName, content: &[u8]) -> Result<Temp> {
         refuse_identity(name, "replace")?;
         let len = content.len() as u64;
         if len > MAX_OBJECT.0 {
             return Err(DatastoreError::TooLarge { object: *name, len, limit: MAX_OBJECT.0 });
         }
-        let failed = |error| DatastoreError::system("write", name, error);
+        Temp::write(self.directory_handle(name.kind()), content)
+            .map_err(|error| DatastoreError::system("write", name, error))
+    }
+
+    /// Gives staged content its name. Until the rename `temp` removes itself when it is dropped.
+    pub(super) fn commit(
+        &self,
+        name: &ObjectName,
+        expected: Expected,
+        temp: &mut Temp,
+    ) -> Result<()> {
         let directory = self.directory(name.kind());
         let _one_at_a_time = self.changing(name);
         if expected != Expected::Any {
@@ -158,15 +166,10 @@ impl Inner {
                 return Err(DatastoreError::Conflict { object: *name, found });
             }
         }
-        let temp = temp::unique();
-        files::write_new(directory, &temp, content).map_err(failed)?;
-        self.sync_names()
-            .and_then(|()| {
-                rustix::fs::renameat(directory, &temp, directory, name.file_name()).map_err(failed)
-            })
-            .inspect_err(|_| files::forget(directory, &temp))?;
-        rustix::fs::fsync(directory).map_err(|error| unknown(name, "replaced", error))?;
-        Ok(Version::of(content))
+        self.sync_names()?;
+        temp.rename_to(&name.file_name())
+            .map_err(|error| DatastoreError::system("write", name, error))?;
+        rustix::fs::fsync(directory).map_err(|error| unknown(name, "replaced", error))
     }
 
     pub(super) fn sync_names(&self) -> Result<()> {

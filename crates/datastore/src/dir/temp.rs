@@ -2,6 +2,7 @@
 //! was left by a process that died, and is removed; nothing else ever is.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
@@ -17,6 +18,39 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 pub(super) fn unique() -> String {
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     format!("{PREFIX}{}-{number}", rustix::process::getpid().as_raw_nonzero())
+}
+
+/// A file under a temporary name: removed on drop unless it got another name.
+#[derive(Debug)]
+pub(super) struct Temp {
+    dir: Arc<OwnedFd>,
+    /// None once it is not there, or not ours any more.
+    name: Option<String>,
+}
+
+impl Temp {
+    /// A new file with `content`, durable, under a name that no other has.
+    pub(super) fn write(dir: Arc<OwnedFd>, content: &[u8]) -> Result<Self, Errno> {
+        let name = unique();
+        files::write_new(&dir, &name, content)?;
+        Ok(Self { dir, name: Some(name) })
+    }
+
+    /// Gives the file its name, in the same directory.
+    pub(super) fn rename_to(&mut self, name: &str) -> Result<(), Errno> {
+        let temp = self.name.as_deref().unwrap_or_default();
+        rustix::fs::renameat(&self.dir, temp, &self.dir, name)?;
+        self.name = None;
+        Ok(())
+    }
+}
+
+impl Drop for Temp {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            files::forget(&self.dir, name);
+        }
+    }
 }
 
 /// Removes what an earlier process left. Needs the datastore's lock.

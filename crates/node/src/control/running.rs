@@ -69,13 +69,13 @@ impl Running for Homes {
         self.control.upgrade().is_some_and(|control| control.home_of(volume).is_some())
     }
 
-    fn prepare(&self, volume: Uuid) -> Io<'_, Result<()>> {
+    fn prepare(&self, volume: Uuid, leaf: Uuid) -> Io<'_, Result<()>> {
         Box::pin(async move {
             let home = self.home(volume)?;
-            home.call(move |home| async move { home.prepare(volume).await })
+            home.call(move |home| async move { home.prepare(volume, leaf).await })
                 .await
                 .map_err(|_gone| gone())?
-                .map_err(from_io)
+                .map_err(|problem| CatalogError::new(Code::Io, problem.detail))
         })
     }
 
@@ -98,7 +98,7 @@ impl Running for Homes {
             let home = self.home(volume)?;
             crash::point("before-switch");
             let switched = home
-                .call(move |home| async move { home.switch(volume, leaf).await })
+                .call(move |home| async move { home.switch(volume, leaf) })
                 .await
                 .map_err(|_gone| gone())?;
             crash::point("after-switch");

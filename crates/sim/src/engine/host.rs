@@ -61,6 +61,8 @@ pub(super) struct Host {
 struct Disks {
     store: Rc<SimStore>,
     live: RefCell<BTreeMap<Uuid, Live>>,
+    /// Leaves that were prepared for a snapshot.
+    next: RefCell<BTreeMap<Uuid, NewLeaf>>,
     /// How often the gate of any disk was shut.
     gates: Cell<u64>,
 }
@@ -74,8 +76,8 @@ impl Host {
         rules: Rules,
     ) -> catalog::Result<Self> {
         let store = Rc::new(store);
-        let (live, gates) = (RefCell::default(), Cell::new(0));
-        let disks = Rc::new(Disks { store: Rc::clone(&store), live, gates });
+        let (live, next, gates) = (RefCell::default(), RefCell::default(), Cell::new(0));
+        let disks = Rc::new(Disks { store: Rc::clone(&store), live, next, gates });
         let env = Rc::new(SimEnv { world: world.clone(), boot });
         let files: Rc<dyn FileStore> = Rc::<SimStore>::clone(&store);
         let running: Rc<dyn Running> = Rc::<Disks>::clone(&disks);
@@ -234,12 +236,16 @@ impl Running for Disks {
         self.live.borrow().contains_key(&volume)
     }
 
-    fn prepare(&self, volume: Uuid) -> Io<'_, catalog::Result<()>> {
+    fn prepare(&self, volume: Uuid, leaf: Uuid) -> Io<'_, catalog::Result<()>> {
         Box::pin(async move {
-            match self.disk(volume) {
-                Some(disk) => disk.prepare().await.map_err(CatalogError::from),
-                None => Ok(()),
-            }
+            let Some(disk) = self.disk(volume) else { return Ok(()) };
+            let file = self.store.open(&ObjectName::Layer(leaf), Open::Write).await?;
+            let leaf = disk
+                .open_leaf(file)
+                .await
+                .map_err(|error| CatalogError::new(catalog::Code::Corrupt, error.to_string()))?;
+            self.next.borrow_mut().insert(volume, leaf);
+            disk.prepare().await.map_err(CatalogError::from)
         })
     }
 
@@ -256,18 +262,16 @@ impl Running for Disks {
     fn switch(&self, volume: Uuid, leaf: Uuid) -> Io<'_, catalog::Result<()>> {
         Box::pin(async move {
             let Some(disk) = self.disk(volume) else { return Ok(()) };
-            let file = self.store.open(&ObjectName::Layer(leaf), Open::Write).await?;
-            let leaf: NewLeaf = disk
-                .open_leaf(file)
-                .await
-                .map_err(|error| CatalogError::new(catalog::Code::Corrupt, error.to_string()))?;
-            disk.switch(leaf);
+            let next = self.next.borrow_mut().remove(&volume).expect("a prepared leaf");
+            assert_eq!(next.uuid(), leaf, "the leaf that was prepared");
+            disk.switch(next);
             Ok(())
         })
     }
 
     fn ungate(&self, volume: Uuid) -> Io<'_, ()> {
         Box::pin(async move {
+            drop(self.next.borrow_mut().remove(&volume));
             if let Some(disk) = self.disk(volume) {
                 disk.ungate();
             }
@@ -276,6 +280,7 @@ impl Running for Disks {
 
     fn abandon(&self, volume: Uuid) -> Io<'_, ()> {
         Box::pin(async move {
+            drop(self.next.borrow_mut().remove(&volume));
             if let Some(disk) = self.disk(volume) {
                 disk.abandon();
             }

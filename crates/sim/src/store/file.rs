@@ -14,27 +14,23 @@ pub(super) struct Held {
     state: Rc<State>,
     file: FileId,
     access: Access,
-    live: bool,
 }
 
 impl Held {
     pub(super) fn new(state: &Rc<State>, file: FileId, access: Access) -> Self {
         state.hold(file, access);
-        Self { state: Rc::clone(state), file, access, live: false }
+        Self { state: Rc::clone(state), file, access }
     }
 
-    /// Lets go of a file that has no name yet, but gets one before anything else happens.
-    pub(super) fn let_live(mut self) {
-        self.live = true;
+    pub(super) fn file(&self) -> FileId {
+        self.file
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         self.state.release(self.file, self.access);
-        if !self.live {
-            self.state.collect_one(self.file);
-        }
+        self.state.collect_one(self.file);
     }
 }
 
