@@ -6,6 +6,7 @@
 //!   pause        snapshots under load, as the client sees them
 //!   create       a 1 TiB thin disk
 //!        │
+//!        ├── blank        an empty file system for each run that allocates
 //!        ├── contestant   starts a server on an image and names its socket
 //!        ├── fio          one run of fio's nbd engine
 //!        ├── stats        medians, ratios of pairs, and their spread
@@ -17,6 +18,7 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "a command line tool for people")]
 
+mod blank;
 mod contestant;
 mod create;
 mod depth;

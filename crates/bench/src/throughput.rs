@@ -6,6 +6,7 @@ use anyhow::Result;
 use e2e::Shale;
 
 use crate::Options;
+use crate::blank::BlankDisk;
 use crate::contestant::{self, Cache, Format, Served};
 use crate::fio::{self, Job, Until};
 use crate::report::Report;
@@ -14,6 +15,8 @@ use crate::stats::Ratio;
 const GIB: u64 = 1 << 30;
 const ALLOCATED: u64 = 4 * GIB;
 const FRESH: u64 = 16 * GIB;
+/// The file system for what a run allocates of [`FRESH`].
+const BLANK: u64 = 12 * GIB;
 
 #[derive(Clone, Copy, Debug)]
 enum Unit {
@@ -130,19 +133,20 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result<()> {
             field.remove(name, disk)?;
         }
     }
-    for case in &fresh {
-        let runs = rounds(options, &field.names(), |name, seed| {
-            let disk = field.disk(name, FRESH)?;
-            let value = run(options, case, &disk.uri, seed)?;
-            field.remove(name, disk)?;
-            Ok(value)
-        })?;
-        table.push(row(case, &runs));
-        report.progress(table.last().expect("just pushed"));
+    if !fresh.is_empty() {
+        let blank = BlankDisk::new(scratch.path(), BLANK)?;
+        for case in &fresh {
+            let runs = rounds(options, &field.names(), |name, seed| {
+                first_touch(options, case, &blank, name, seed)
+            })?;
+            table.push(row(case, &runs));
+            report.progress(table.last().expect("just pushed"));
+        }
     }
     report.section(
         "Throughput",
-        "fio's nbd engine over one connection to a unix socket; images on a disk, opened for direct I/O. \
+        "fio's nbd engine over one connection to a unix socket; images on a disk, opened for direct I/O; \
+         for the first touch in a file system that is new for each run (ext4, a loop device with direct I/O). \
          Medians over all rounds; a ratio is taken inside each round, median (lowest–highest).",
     );
     let names = field.names();
@@ -152,6 +156,27 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result<()> {
     head.push("aim".to_owned());
     report.table(&head, &table);
     Ok(())
+}
+
+/// A run on an empty disk in an empty file system; Shale's whole system is new as well.
+fn first_touch(
+    options: &Options,
+    case: &Case,
+    blank: &BlankDisk,
+    name: &str,
+    seed: u64,
+) -> Result<f64> {
+    let mounted = blank.format()?;
+    let mut shale = if name == SHALE { Some(contestant::shale(mounted.dir())?) } else { None };
+    let field = Field { shale: shale.as_ref(), dir: mounted.dir() };
+    let disk = field.disk(name, case.job.size)?;
+    let value = run(options, case, &disk.uri, seed)?;
+    drop(disk);
+    if let Some(shale) = &mut shale {
+        shale.down()?;
+    }
+    mounted.unmount()?;
+    Ok(value)
 }
 
 fn run(options: &Options, case: &Case, uri: &str, seed: u64) -> Result<f64> {
