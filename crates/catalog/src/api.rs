@@ -46,6 +46,16 @@ pub enum Deploy {
     Full(Option<VolumeKind>),
 }
 
+/// Whether the layer that a snapshot puts above has all its space at once (rule N2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LeafSpace {
+    /// As the volume's kind says: lazy and fixed ones reserve it.
+    #[default]
+    AsTheKind,
+    /// It takes space as it grows, whatever the kind.
+    AsItGrows,
+}
+
 /// Snapshots of one or several volumes, made at one moment.
 #[derive(Clone, Debug)]
 pub struct SnapshotSet {
@@ -70,6 +80,34 @@ pub struct SnapshotNode {
     pub clones: Vec<Named>,
     /// Bytes that only its own layer holds.
     pub used: ByteCount,
+}
+
+/// What a conversion comes to, before it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conversion {
+    /// What is done.
+    pub way: ConversionWay,
+    /// Bytes that it takes from the datastore, while it runs and after.
+    pub takes: ByteCount,
+    /// Bytes that it gives back in the end, at least.
+    pub frees: ByteCount,
+    /// Bytes that it copies.
+    pub moves: ByteCount,
+    /// Snapshots that the target cannot keep: they are deleted if the caller agrees.
+    pub loses: usize,
+}
+
+/// How a volume becomes one of another kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConversionWay {
+    /// It takes space as the other kind does already.
+    Relabel,
+    /// Its layer takes the space that is missing.
+    Reserve,
+    /// Its layer gives back what holds no data.
+    GiveBack,
+    /// Its content is written into a new layer.
+    Rewrite,
 }
 
 /// What a deletion of a snapshot, or the merging after it, came to.
@@ -160,8 +198,8 @@ pub struct ConnectPlan {
     pub read_only: bool,
     /// Size of the disk in bytes.
     pub size: u64,
-    /// How the volume takes space.
-    pub kind: VolumeKind,
+    /// Whether the leaf keeps all its space, so that discards only zero (rule N2).
+    pub reserves: bool,
     /// The chain, leaf first.
     pub layers: Vec<LayerRef>,
     /// The log to keep; None for read-only connections.

@@ -16,7 +16,7 @@ use crate::error::{CatalogError, Code, Named, Result};
 use crate::intent::Intent;
 use crate::layer;
 use crate::locks::{Held, Locks, Names, Pace};
-use crate::record::{Record, VolumeKind, VolumeRecord, is_name};
+use crate::record::{Record, Snapshot, VolumeRecord, is_name};
 use crate::tree::{Broken, Node, Tree};
 use crate::txn;
 
@@ -71,7 +71,7 @@ impl Catalog {
         let mut recovered = Vec::new();
         for intent in intents {
             let settled = if state.unreadable.is_empty() {
-                txn::recover(&*store, &intent).await
+                txn::recover(&*store, &intent, &state.named_layers()).await
             } else {
                 Err(may_not_sweep(&state.unreadable))
             };
@@ -300,10 +300,15 @@ impl Catalog {
 
     /// Holds a volume and the owners of every layer below its own: for operations that change how many
     /// paths lead through those.
-    pub(crate) async fn hold_with_origins(&self, volume: Uuid, what: &str) -> Result<Held> {
+    pub(crate) async fn hold_with_origins(
+        &self,
+        volume: Uuid,
+        what: &str,
+        pace: Pace,
+    ) -> Result<Held> {
         loop {
             let wanted = self.owners_below(volume)?;
-            let held = self.hold(&wanted, what, Pace::Short).await?;
+            let held = self.hold(&wanted, what, pace).await?;
             if self.owners_below(volume)?.iter().all(|owner| wanted.contains(owner)) {
                 return Ok(held);
             }
@@ -398,7 +403,7 @@ impl Catalog {
     }
 }
 
-pub(crate) fn find_snapshot(record: &VolumeRecord, id: Uuid) -> Result<&crate::record::Snapshot> {
+pub(crate) fn find_snapshot(record: &VolumeRecord, id: Uuid) -> Result<&Snapshot> {
     record.snapshot(id).ok_or_else(|| {
         CatalogError::new(Code::NotFound, format!("{} has no snapshot {id}", record.name))
     })
@@ -437,13 +442,28 @@ fn may_not_sweep(unreadable: &[(ObjectName, String)]) -> CatalogError {
         .hint("restore the object from a backup, or look at it by hand; check lists all of them")
 }
 
+impl State {
+    /// Every layer that a record names.
+    pub(crate) fn named_layers(&self) -> BTreeSet<Uuid> {
+        self.volumes.values().flat_map(|volume| volume.layers.iter().copied()).collect()
+    }
+
+    /// The size that a record gives to a layer that is a tip, and that record's name.
+    fn sizes_of_tips(&self) -> BTreeMap<Uuid, (u64, String)> {
+        let tips = |volume: &VolumeRecord| {
+            let current = (volume.current.layer, (volume.size, volume.name.clone()));
+            let of_snapshot = |s: &Snapshot| (s.layer, (s.size, volume.name.clone()));
+            let snapshots: Vec<_> = volume.snapshots.iter().map(of_snapshot).collect();
+            snapshots.into_iter().chain([current])
+        };
+        self.volumes.values().flat_map(tips).collect()
+    }
+}
+
 fn usage_of(record: &VolumeRecord, used: &BTreeMap<Uuid, ByteCount>) -> VolumeUsage {
     let own = record.layers.iter().filter_map(|layer| used.get(layer));
     let used: u64 = own.map(|used| used.0).sum();
-    let reserved = match record.kind {
-        VolumeKind::Thin => 0,
-        VolumeKind::Fixed | VolumeKind::Lazy => record.size.saturating_sub(used),
-    };
+    let reserved = if record.reserves() { record.size.saturating_sub(used) } else { 0 };
     VolumeUsage {
         provisioned: ByteCount(record.size),
         reserved: ByteCount(reserved),
@@ -465,7 +485,7 @@ async fn load_intents(store: &dyn FileStore, state: &mut State) -> Result<Vec<In
     Ok(intents)
 }
 
-/// An object's bytes; one that is too long to be one of ours is noted as unreadable.
+/// An object's bytes; one that cannot be read, or is too long to be one of ours, is noted.
 async fn get_or_note(
     store: &dyn FileStore,
     name: ObjectName,
@@ -479,11 +499,12 @@ async fn get_or_note(
             }
             Ok(Some(bytes))
         }
-        Err(error @ datastore::DatastoreError::TooLarge { .. }) => {
+        // One object that cannot be read must not take the others away.
+        Err(error) => {
+            tracing::warn!(object = %name, %error, "an object cannot be read");
             state.unreadable.push((name, error.to_string()));
             Ok(None)
         }
-        Err(error) => Err(error.into()),
     }
 }
 
@@ -539,18 +560,30 @@ async fn load_layers(store: &dyn FileStore, state: &mut State) -> Result<()> {
         owners.extend(volume.layers.iter().map(|layer| (*layer, volume.uuid)));
         fixed.extend(volume.fixed_layer);
     }
+    let sizes = state.sizes_of_tips();
+    // Of those the record may be ahead.
+    let rewrites = state.open.values().flat_map(|intent| &intent.rewrites);
+    let growing: BTreeSet<Uuid> = rewrites.map(|rewrite| rewrite.layer).collect();
     for info in store.list(Kind::Layer).await? {
         let Some(id) = info.name.id() else { continue };
         let is_fixed = fixed.contains(&id);
+        let known = sizes.get(&id).filter(|_| !growing.contains(&id));
         match read_node(store, id, is_fixed).await {
+            Ok(node) if known.is_some_and(|(size, _)| *size != node.size) => {
+                let (size, name) = known.expect("it was looked at");
+                let problem =
+                    format!("it is a disk of {} bytes; {name} says that it has {size}", node.size);
+                state.damaged.insert(id, problem);
+            }
             Ok(mut node) => {
                 node.owner = owners.get(&id).copied();
                 state.tree.insert(id, node);
             }
-            Err(error) if error.code == Code::Corrupt => {
+            // Whatever keeps one layer from being read must not take the others away.
+            Err(error) => {
+                tracing::warn!(layer = %id, %error, "a layer cannot be read");
                 state.damaged.insert(id, error.message);
             }
-            Err(error) => return Err(error),
         }
     }
     Ok(())

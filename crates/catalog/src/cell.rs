@@ -114,6 +114,13 @@ impl Cell {
         if holds != id {
             return Err(crate::CatalogError::corrupt(name, "it holds another UUID"));
         }
+        let generation = match &cell {
+            Self::Layer(layer) => layer.generation,
+            Self::Volume(volume) => volume.generation,
+        };
+        if generation == u64::MAX {
+            return Err(crate::CatalogError::corrupt(name, "its generation is the last there is"));
+        }
         Ok(cell)
     }
 }

@@ -392,7 +392,7 @@ impl Catalog {
             return Err(CatalogError::new(Code::HasDependents, message).hint("adopt that one"));
         }
         let mut record = self.new_record(name.to_owned(), node.size, VolumeKind::Thin, None);
-        record.current = Current { layer: leaf, parent: None };
+        record.current = Current { layer: leaf, parent: None, unreserved: false };
         record.layers =
             chain.iter().filter(|(_, n)| n.owner.is_none()).map(|(uuid, _)| *uuid).collect();
         let title = format!("adopt layer {leaf} as {name}");

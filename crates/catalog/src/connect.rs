@@ -50,7 +50,7 @@ impl Catalog {
             volume: record.uuid,
             read_only,
             size,
-            kind: record.kind,
+            reserves: record.reserves(),
             layers,
             log: None,
             log_plan: LogPlan::Fresh,

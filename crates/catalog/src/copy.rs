@@ -43,7 +43,7 @@ impl Catalog {
             let message = format!("1 to {MAX_CLONES} names are wanted, {} were given", names.len());
             return Err(CatalogError::new(Code::BadRequest, message));
         }
-        let held = self.hold_with_origins(source.volume, "cloning").await?;
+        let held = self.hold_with_origins(source.volume, "cloning", Pace::Short).await?;
         let (record, parent, size) = self.source_tip(source)?;
         if source.snapshot.is_none() && !record.template {
             let message =
@@ -132,25 +132,33 @@ impl Catalog {
         let layer = base_layer(&new);
         let plan = Plan { title, puts: vec![new], creates: vec![layer], ..Plan::default() };
         let begun = self.begin(plan).await?;
-        let built = async {
-            let mut from = Chain::open(self.store(), &chain).await?;
-            let reserve = kind != VolumeKind::Thin;
-            let mut to = Target::create(self.store(), &layer, self.env().now_ms(), reserve).await?;
-            progress.phase("copying", size);
-            for block in 0..block_count(size) {
-                if progress.cancelled() {
-                    return Err(cancelled());
-                }
-                let content = from.block(block, size).await?;
-                to.put(block, content, size).await?;
-                progress.advance(((u64::from(block) + 1) * BLOCK_BYTES).min(size));
-            }
-            to.close().await
-        }
-        .await;
+        let built = self.fill(&layer, &chain, kind != VolumeKind::Thin, progress).await;
         let made = self.conclude(begun, built).await?;
         drop((names, pinned));
         one(made)
+    }
+
+    /// Makes the file of `new`, a base layer, with all that `chain` holds.
+    pub(crate) async fn fill(
+        &self,
+        new: &NewLayer,
+        chain: &[(Uuid, Node)],
+        reserve: bool,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let size = new.size;
+        let mut from = Chain::open(self.store(), chain).await?;
+        let mut to = Target::create(self.store(), new, self.env().now_ms(), reserve).await?;
+        progress.phase("copying", size);
+        for block in 0..block_count(size) {
+            if progress.cancelled() {
+                return Err(cancelled());
+            }
+            let content = from.block(block, size).await?;
+            to.put(block, content, size).await?;
+            progress.advance(((u64::from(block) + 1) * BLOCK_BYTES).min(size));
+        }
+        to.close().await
     }
 
     /// Where two points in time of a volume differ. `from` None: the empty disk. `to` None: what the
@@ -222,6 +230,10 @@ impl Chain {
         for (uuid, node) in layers {
             let file = store.open(&ObjectName::Layer(*uuid), Access::Read).await?;
             let image = layer::open_image(&*file, *uuid, node.fixed).await?;
+            if image.size.bytes() != node.size {
+                let problem = "its size changed since the datastore was opened";
+                return Err(CatalogError::corrupt(ObjectName::Layer(*uuid), problem));
+            }
             readers.push(LayerReader::new(image, file.info().size.0));
             files.push(file);
         }

@@ -174,6 +174,11 @@ impl Layer {
         (0u32..).zip(&self.bat).filter(|(_, entry)| entry.is_some()).map(|(at, _)| at).collect()
     }
 
+    /// Length of the file once every block has its place.
+    pub(crate) fn full_len(&self) -> u64 {
+        if self.is_fixed() { self.size() } else { full_len(&self.image) }
+    }
+
     /// The first place for another block: after headers, BAT and every block.
     pub(crate) fn end(&self) -> Sector {
         let stride_end = |entry: &Sector| self.image.data_at(*entry).plus(u64::from(BLOCK_SECTORS));

@@ -22,6 +22,7 @@ mod catalog;
 mod cell;
 mod check;
 mod connect;
+mod convert;
 mod copy;
 mod env;
 mod error;
@@ -38,9 +39,9 @@ mod txn;
 mod volumes;
 
 pub use api::{
-    CheckReport, ConnectPlan, ConnectRequest, CopyTarget, Deploy, DiffExtent, Finding, LayerRef,
-    LogIdentity, LogPlan, NewVolume, PendingMerge, Recovered, Settled, Severity, SnapshotNode,
-    SnapshotSet, Source, StoreUsage, VolumeUsage,
+    CheckReport, ConnectPlan, ConnectRequest, Conversion, ConversionWay, CopyTarget, Deploy,
+    DiffExtent, Finding, LayerRef, LeafSpace, LogIdentity, LogPlan, NewVolume, PendingMerge,
+    Recovered, Settled, Severity, SnapshotNode, SnapshotSet, Source, StoreUsage, VolumeUsage,
 };
 pub use catalog::Catalog;
 pub use cell::{Cell, LayerCell, LayerState, VolumeCell};

@@ -12,8 +12,8 @@
 
 use datastore::{Access, ObjectName};
 use image::merge::{Merge, MergeStep, Side};
-use image::{Kind, ParentRef, Sector, SectorCount, create};
-use io::{ByteCount, ByteRange, Clear, IoBuf};
+use image::{Kind, PAGE, ParentRef, Sector, SectorCount, create};
+use io::{ByteCount, ByteRange, Clear, IoBuf, IoErrorKind};
 use uuid::Uuid;
 
 use crate::api::{PendingMerge, Settled};
@@ -75,7 +75,8 @@ impl Catalog {
     pub(crate) async fn drop_ghosts(&self, volume: Uuid) -> Result<Vec<Uuid>> {
         let mut dropped = Vec::new();
         while self.unused_ghost(volume)?.is_some() {
-            let held = self.hold_with_origins(volume, "removing unused layers").await?;
+            let held =
+                self.hold_with_origins(volume, "removing unused layers", Pace::Short).await?;
             let Some(ghost) = self.unused_ghost(volume)? else { break };
             let mut record = self.volume(volume)?;
             without_layer(&mut record, ghost);
@@ -137,6 +138,7 @@ impl Catalog {
             self.extend(&record, parent, child.image.size).await?;
             parent = self.open_own(wanted.into).await?;
         }
+        let reserved = self.reserve_for_leaf(&record, &parent, wanted).await?;
         let needed = if parent.is_fixed() || child.blocks().is_empty() { 0 } else { ROOM };
         self.has_room(needed, &format!("go on with {title}")).await?;
         let (ended, moved) = self.move_blocks(&record, &parent, &child, progress).await?;
@@ -145,9 +147,36 @@ impl Catalog {
         }
         drop(child);
         drop(parent);
-        self.relink(record, wanted).await?;
+        self.relink(record, wanted, reserved).await?;
         drop(held);
         Ok((Ended::Done, moved))
+    }
+
+    /// A parent that becomes the leaf of a volume that reserves gets all its space before the first
+    /// block moves (rule L5); whether it has it.
+    async fn reserve_for_leaf(
+        &self,
+        record: &VolumeRecord,
+        parent: &Layer,
+        merge: &PendingMerge,
+    ) -> Result<bool> {
+        if record.kind == VolumeKind::Thin || record.current.layer != merge.child {
+            return Ok(false);
+        }
+        if !self.store().capabilities().reserve {
+            return Ok(true);
+        }
+        // A fixed one too: a crash while it was lengthened leaves holes.
+        let full = ByteRange::new(0, parent.full_len());
+        match parent.file().reserve(full).await {
+            Ok(()) => Ok(true),
+            // The leaf did without its space so far, and can go on so.
+            Err(error) if error.kind == IoErrorKind::NoSpace && !record.reserves() => Ok(false),
+            Err(error) => {
+                Err(CatalogError::from(error)
+                    .during(format_args!("a merge in {} waits", record.name)))
+            }
+        }
     }
 
     async fn open_own(&self, layer: Uuid) -> Result<Layer> {
@@ -180,36 +209,39 @@ impl Catalog {
 
     /// Makes the parent as long as its child (rule L5).
     async fn extend(&self, record: &VolumeRecord, parent: Layer, size: SectorCount) -> Result<()> {
-        let (image, old_end) = (&parent.image, parent.end());
-        let grown = create::grow(image, size, old_end)
+        let grown = create::grow(&parent.image, size, parent.end())
             .map_err(|e| CatalogError::new(Code::BadSize, e.to_string()))?;
-        let rewrite = if parent.is_fixed() {
-            self.grow_fixed(&parent, &grown.image).await?
-        } else {
-            if grown.bat_moved {
-                parent.write_moved_bat(&grown.image).await?;
-            }
-            let end = parent.end_with(&grown.image);
-            let (at, footer) = create::tail_for(&grown.image, end);
-            let mut pieces = header_pieces(&grown.image);
-            pieces.push(Piece { at: at.bytes(), bytes: footer.clone() });
-            Rewrite {
-                layer: parent.uuid,
-                pieces,
-                len: at.bytes() + footer.len() as u64,
-                parent: image.parent.as_ref().map(|parent| parent.uuid),
-                size: size.bytes(),
-            }
+        let title = format!("lengthen a layer of {}", record.name);
+        let plan = Plan { title, concerns: vec![record.uuid], ..Plan::default() };
+        if parent.is_fixed() {
+            // A fixed file that was lengthened has no footer until its new one is durable: the intent
+            // that can write it comes first.
+            let growth = self.growth_of_fixed(&parent, &grown.image);
+            let (rewrites, cut_back) = (vec![growth.rewrite()], vec![growth.cut_back()]);
+            let begun = self.begin(Plan { rewrites, cut_back, ..plan }).await?;
+            let built = growth.write().await;
+            // Both undoing and finishing open the file again, as its only holder.
+            drop(growth);
+            drop(parent);
+            self.conclude(begun, built).await?;
+            return Ok(());
+        }
+        if grown.bat_moved {
+            parent.write_moved_bat(&grown.image).await?;
+        }
+        let end = parent.end_with(&grown.image);
+        let (at, footer) = create::tail_for(&grown.image, end);
+        let mut pieces = header_pieces(&grown.image);
+        pieces.push(Piece { at: at.bytes(), bytes: footer.clone() });
+        let rewrite = Rewrite {
+            layer: parent.uuid,
+            pieces,
+            len: at.bytes() + footer.len() as u64,
+            parent: parent.image.parent.as_ref().map(|parent| parent.uuid),
+            size: size.bytes(),
         };
-        // Finishing opens the file again, as its only holder.
         drop(parent);
-        let plan = Plan {
-            title: format!("lengthen a layer of {}", record.name),
-            rewrites: vec![rewrite],
-            concerns: vec![record.uuid],
-            ..Plan::default()
-        };
-        let begun = self.begin(plan).await?;
+        let begun = self.begin(Plan { rewrites: vec![rewrite], ..plan }).await?;
         self.commit(begun).await?;
         Ok(())
     }
@@ -228,8 +260,7 @@ impl Catalog {
             Merge::new(parent.image.clone(), parent_len, child.image.clone(), child_len)
                 .map_err(corrupt)?;
         let side = |side: Side| if side == Side::Parent { parent } else { child };
-        let how =
-            if record.kind == VolumeKind::Thin { Clear::Deallocate } else { Clear::KeepSpace };
+        let how = if record.reserves() { Clear::KeepSpace } else { Clear::Deallocate };
         progress.phase("merging", child.blocks().len() as u64 * image::BLOCK_BYTES);
         loop {
             match merge.step().map_err(corrupt)? {
@@ -283,7 +314,12 @@ impl Catalog {
 
     /// The parent takes the child's place: what stood on the child stands on the parent, and the
     /// record names the parent where it named the child.
-    async fn relink(&self, mut record: VolumeRecord, merge: &PendingMerge) -> Result<()> {
+    async fn relink(
+        &self,
+        mut record: VolumeRecord,
+        merge: &PendingMerge,
+        reserved: bool,
+    ) -> Result<()> {
         let (into, child) = (merge.into, merge.child);
         let mut rewrites = Vec::new();
         let above: Vec<Uuid> = self.with(|state| state.tree.children(child).collect());
@@ -302,17 +338,16 @@ impl Catalog {
         // The parent's file is a closed one again.
         let parent = self.open_own(into).await?;
         if parent.image.kind != Kind::Fixed {
-            let end = match record.kind {
-                VolumeKind::Thin => parent.end(),
-                VolumeKind::Fixed | VolumeKind::Lazy => {
-                    parent.end().max(Sector::at_or_after(parent.file().info().size.0))
-                }
+            let kept = match record.kind {
+                VolumeKind::Thin => 0,
+                VolumeKind::Fixed | VolumeKind::Lazy => parent.file().info().size.0 / PAGE * PAGE,
             };
-            parent.close(end).await?;
+            parent.close(parent.end().max(Sector::at_or_after(kept))).await?;
         }
         drop(parent);
         if record.current.layer == child {
             record.current.layer = into;
+            record.current.unreserved = record.kind != VolumeKind::Thin && !reserved;
         }
         for snapshot in record.snapshots.iter_mut().filter(|s| s.layer == child) {
             snapshot.layer = into;

@@ -39,6 +39,18 @@ pub enum VolumeKind {
     Thin,
 }
 
+impl VolumeKind {
+    /// As it is stored and shown.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fixed => "fixed",
+            Self::Lazy => "lazy",
+            Self::Thin => "thin",
+        }
+    }
+}
+
 /// Where a volume came from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -83,6 +95,10 @@ pub struct Current {
     /// The snapshot it stands on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Uuid>,
+    /// The layer takes space as it grows although the volume's kind reserves: asked for with the
+    /// snapshot that made it (rule N2).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unreserved: bool,
 }
 
 /// A volume or template.
@@ -242,6 +258,12 @@ impl VolumeRecord {
         self.current.layer == layer || self.snapshots.iter().any(|s| s.layer == layer)
     }
 
+    /// Whether what the volume is now has all its space: of its kind, unless told otherwise.
+    #[must_use]
+    pub fn reserves(&self) -> bool {
+        self.kind != VolumeKind::Thin && !self.current.unreserved
+    }
+
     /// Layers of deleted snapshots that wait for their merge.
     pub fn ghosts(&self) -> impl Iterator<Item = Uuid> + '_ {
         self.layers.iter().copied().filter(|layer| !self.is_tip(*layer))
@@ -255,6 +277,9 @@ impl VolumeRecord {
 
     /// What in the record contradicts itself, if anything.
     fn problem(&self) -> Option<String> {
+        if self.revision == u64::MAX {
+            return Some("its revision is the last there is".into());
+        }
         let mut layers = self.layers.clone();
         layers.sort_unstable();
         layers.dedup();

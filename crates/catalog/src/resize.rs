@@ -20,7 +20,7 @@ use crate::error::{CatalogError, Code, Result};
 use crate::intent::{CutBack, Piece, Rewrite, Scratch};
 use crate::layer::{self, Layer, block_count, header_pieces};
 use crate::locks::Pace;
-use crate::record::{VolumeKind, VolumeRecord};
+use crate::record::VolumeRecord;
 use crate::txn::Plan;
 use crate::volumes::{check_size, mib, one};
 
@@ -45,14 +45,14 @@ impl Catalog {
             return Err(CatalogError::new(Code::BadSize, message)
                 .hint("copy its content to a smaller volume from within a guest"));
         }
-        if old.kind != VolumeKind::Thin {
+        if old.reserves() {
             self.has_room(size.0 - old.size, &format!("grow {}", old.name)).await?;
         }
         let chain = self.chain(old.current.layer)?;
         let longest = chain.iter().skip(1).map(|(_, node)| node.size).max().unwrap_or(0);
         let fixed = old.fixed_layer == Some(old.current.layer);
         let leaf = Layer::open(self.store(), old.current.layer, fixed, Access::Write).await?;
-        let reserve = old.kind != VolumeKind::Thin && self.store().capabilities().reserve;
+        let reserve = old.reserves() && self.store().capabilities().reserve;
         let growth = Growth::plan(&leaf, size.0, longest, reserve)?;
         let title = format!("grow {} to {}", old.name, mib(size.0));
         let grown = VolumeRecord { size: size.0, ..old };
@@ -73,24 +73,22 @@ impl Catalog {
         one(made)
     }
 
-    /// Lengthens a fixed layer that nobody reads directly: zeros and the new footer; the old footer
-    /// becomes zeros by the rewrite.
-    pub(crate) async fn grow_fixed(&self, layer: &Layer, image: &LayerImage) -> Result<Rewrite> {
-        let growth = Growth {
+    /// How a fixed layer that nobody reads directly becomes `image`: zeros and the new footer; the old
+    /// footer becomes zeros by the rewrite.
+    pub(crate) fn growth_of_fixed<'a>(&self, layer: &'a Layer, image: &LayerImage) -> Growth<'a> {
+        Growth {
             layer,
             image: image.clone(),
             moved_to: None,
             zero_owned: Vec::new(),
             end: Sector(image.size.0),
             reserve: self.store().capabilities().reserve,
-        };
-        growth.write().await?;
-        Ok(growth.rewrite())
+        }
     }
 }
 
 /// How one layer grows.
-struct Growth<'a> {
+pub(crate) struct Growth<'a> {
     layer: &'a Layer,
     /// The layer afterwards.
     image: LayerImage,
@@ -144,7 +142,7 @@ impl<'a> Growth<'a> {
     }
 
     /// Writes what can be written before the commit, and flushes it.
-    async fn write(&self) -> Result<()> {
+    pub(crate) async fn write(&self) -> Result<()> {
         let (old, file) = (self.layer, self.layer.file());
         if old.is_fixed() {
             let (from, to) = (old.size() + SECTOR, self.image.size.bytes());
@@ -189,7 +187,7 @@ impl<'a> Growth<'a> {
         old.flush().await
     }
 
-    fn rewrite(&self) -> Rewrite {
+    pub(crate) fn rewrite(&self) -> Rewrite {
         let (at, footer) = if self.layer.is_fixed() {
             (Sector(self.image.size.0), create::footer_for(&self.image).to_vec())
         } else {
@@ -210,7 +208,7 @@ impl<'a> Growth<'a> {
         }
     }
 
-    fn cut_back(&self) -> CutBack {
+    pub(crate) fn cut_back(&self) -> CutBack {
         let layer = self.layer;
         let (end, len) = (layer.end().bytes(), layer.file().info().size.0);
         if layer.is_fixed() {

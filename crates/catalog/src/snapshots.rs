@@ -6,7 +6,7 @@ use image::{PAGE, bat};
 use io::ByteCount;
 use uuid::Uuid;
 
-use crate::api::{Settled, SnapshotSet};
+use crate::api::{LeafSpace, Settled, SnapshotSet};
 use crate::catalog::{Catalog, State, check_name, find_snapshot, refuse_template};
 use crate::copy::MAX_CHAIN;
 use crate::env::Progress;
@@ -25,7 +25,12 @@ impl Catalog {
     /// # Errors
     /// `not-found`, `bad-name`, `name-taken`, `snapshot-limit` (naming the cheapest to delete),
     /// `is-template`, `not-clean`, `no-space`, `busy`.
-    pub async fn snapshot_create(&self, volumes: &[Uuid], name: &str) -> Result<SnapshotSet> {
+    pub async fn snapshot_create(
+        &self,
+        volumes: &[Uuid],
+        name: &str,
+        space: LeafSpace,
+    ) -> Result<SnapshotSet> {
         check_name(name)?;
         let mut ids = volumes.to_vec();
         ids.sort_unstable();
@@ -46,10 +51,10 @@ impl Catalog {
             } else {
                 self.at_rest(&record, "snapshot")?;
             }
-            if record.kind != VolumeKind::Thin {
+            let (put, new) = self.with_snapshot(&record, name, set, space);
+            if put.reserves() {
                 reserved += record.size;
             }
-            let (put, new) = self.with_snapshot(&record, name, set);
             puts.push(put);
             creates.push(new);
         }
@@ -109,6 +114,7 @@ impl Catalog {
         record: &VolumeRecord,
         name: &str,
         set: Option<Uuid>,
+        space: LeafSpace,
     ) -> (VolumeRecord, NewLayer) {
         let mut put = record.clone();
         let (snapshot, leaf) = (self.env().new_uuid(), self.env().new_uuid());
@@ -121,7 +127,8 @@ impl Catalog {
             size: record.size,
             set,
         });
-        put.current = Current { layer: leaf, parent: Some(snapshot) };
+        let unreserved = record.kind != VolumeKind::Thin && space == LeafSpace::AsItGrows;
+        put.current = Current { layer: leaf, parent: Some(snapshot), unreserved };
         put.layers.push(leaf);
         let new = NewLayer {
             layer: leaf,
@@ -136,7 +143,7 @@ impl Catalog {
     /// Makes the new leaves durable, and the running disks ready for a short gate.
     async fn prepare_leaves(&self, begun: &Begun, connected: &[Uuid]) -> Result<()> {
         for (new, record) in begun.intent.creates.iter().zip(&begun.puts) {
-            let reserve = record.kind != VolumeKind::Thin && self.store().capabilities().reserve;
+            let reserve = record.reserves() && self.store().capabilities().reserve;
             layer::create_sparse(self.store(), new, self.env().now_ms(), reserve).await?;
         }
         self.store().sync_names().await?;
@@ -231,7 +238,7 @@ impl Catalog {
         snapshot: Uuid,
         progress: &dyn Progress,
     ) -> Result<Settled> {
-        let held = self.hold_with_origins(volume, "a snapshot's deletion").await?;
+        let held = self.hold_with_origins(volume, "a snapshot's deletion", Pace::Short).await?;
         self.may_sweep()?;
         let mut record = self.volume(volume)?;
         let gone = find_snapshot(&record, snapshot)?.clone();
@@ -318,7 +325,7 @@ impl Catalog {
     /// # Errors
     /// `not-found`, `volume-connected`, `is-template`, `no-space`, `busy`, `record-unreadable`.
     pub async fn snapshot_revert(&self, volume: Uuid, snapshot: Uuid) -> Result<VolumeRecord> {
-        let held = self.hold_with_origins(volume, "a revert").await?;
+        let held = self.hold_with_origins(volume, "a revert", Pace::Short).await?;
         let mut record = self.volume(volume)?;
         refuse_template(&record, "revert")?;
         self.disconnected(&record, "revert")?;
@@ -332,11 +339,12 @@ impl Catalog {
             fixed: false,
             owner: volume,
         };
-        record.current = Current { layer: new.layer, parent: Some(snapshot) };
+        let unreserved = record.current.unreserved;
+        record.current = Current { layer: new.layer, parent: Some(snapshot), unreserved };
         record.size = target.size;
         record.layers.push(new.layer);
         without_layer(&mut record, old);
-        let reserve = record.kind != VolumeKind::Thin && self.store().capabilities().reserve;
+        let reserve = record.reserves() && self.store().capabilities().reserve;
         let plan = Plan {
             title: format!("revert {} to {}", record.name, target.name),
             puts: vec![record],

@@ -223,7 +223,8 @@ impl Catalog {
         });
         for intent in left {
             self.may_sweep()?;
-            let committed = recover(self.store(), &intent).await?;
+            let named = self.with(State::named_layers);
+            let committed = recover(self.store(), &intent, &named).await?;
             self.reload(&intent, committed).await?;
         }
         Ok(())
@@ -418,15 +419,37 @@ async fn carries(store: &dyn FileStore, record: Uuid, operation: Uuid) -> Result
     }
 }
 
-/// Finishes or undoes, whichever follows from the commit; says which.
-pub(crate) async fn recover(store: &dyn FileStore, intent: &Intent) -> Result<bool> {
+/// Finishes or undoes, whichever follows from the commit; says which. `named` are the layers that
+/// records name now.
+pub(crate) async fn recover(
+    store: &dyn FileStore,
+    intent: &Intent,
+    named: &BTreeSet<Uuid>,
+) -> Result<bool> {
     let committed = is_committed(store, intent).await?;
+    if let Some(layer) = garbage_of(intent, committed).find(|layer| named.contains(layer)) {
+        let problem =
+            format!("it would remove layer {layer}, which a record names: it is out of date");
+        return Err(CatalogError::corrupt(ObjectName::Intent(intent.uuid), problem).hint(
+            "nothing was changed; if every volume is as it should be, remove that file while no node \
+             uses the datastore",
+        ));
+    }
     if committed {
+        // What is seen may still be in the cache only, and what follows cannot be taken back.
+        store.sync_names().await?;
         finish(store, intent).await?;
     } else {
         undo(store, intent).await?;
     }
     Ok(committed)
+}
+
+/// The layers that finishing, or undoing, removes.
+fn garbage_of(intent: &Intent, committed: bool) -> impl Iterator<Item = Uuid> + '_ {
+    let (drops, creates) =
+        if committed { (&intent.drops[..], &[][..]) } else { (&[][..], &intent.creates[..]) };
+    drops.iter().copied().chain(creates.iter().map(|new| new.layer))
 }
 
 async fn finish(store: &dyn FileStore, intent: &Intent) -> Result<()> {

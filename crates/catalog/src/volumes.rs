@@ -112,7 +112,7 @@ impl Catalog {
             template: false,
             origin,
             snapshots: Vec::new(),
-            current: Current { layer, parent: None },
+            current: Current { layer, parent: None, unreserved: false },
             layers: vec![layer],
             fixed_layer: (kind == VolumeKind::Fixed && !linked).then_some(layer),
         }
@@ -171,7 +171,7 @@ impl Catalog {
     /// # Errors
     /// `has-dependents` naming its linked clones, `volume-connected`, `busy`, `record-unreadable`.
     pub async fn delete_volume(&self, volume: Uuid) -> Result<()> {
-        let held = self.hold_with_origins(volume, "a deletion").await?;
+        let held = self.hold_with_origins(volume, "a deletion", Pace::Short).await?;
         let record = self.volume(volume)?;
         self.disconnected(&record, "delete")?;
         let dependents = self.dependents(volume);

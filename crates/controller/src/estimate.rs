@@ -170,7 +170,7 @@ pub(crate) fn copies(
 }
 
 /// From the rate of earlier tasks of this kind; none if there were none.
-fn seconds(known: &Known, operation: Operation, bytes: Size) -> Option<u64> {
+pub(crate) fn seconds(known: &Known, operation: Operation, bytes: Size) -> Option<u64> {
     let (mut moved, mut took) = (0_u64, 0_u64);
     for task in known.tasks.values() {
         let counts = task.operation == operation && task.state == TaskState::Success;

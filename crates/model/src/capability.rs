@@ -85,12 +85,18 @@ pub const fn support(
     features: StoreFeatures,
 ) -> Result<(), &'static str> {
     match operation {
-        Operation::VolumeCreate | Operation::VolumeCopy | Operation::TemplateDeploy
+        Operation::VolumeCreate
+        | Operation::VolumeCopy
+        | Operation::VolumeConvert
+        | Operation::TemplateDeploy
             if kind.reserves() && !features.reserve =>
         {
             Err(NO_RESERVE)
         }
         Operation::VolumeResize if connected => Err("a volume is resized while it is disconnected"),
+        Operation::VolumeConvert if connected => {
+            Err("a volume is converted while it is disconnected")
+        }
         Operation::VolumeDelete if connected => Err("a connected volume cannot be deleted"),
         Operation::SnapshotDelete if connected => {
             Err("a snapshot is merged away while its volume is disconnected")
@@ -109,6 +115,7 @@ pub const fn support(
         | Operation::VolumeCreate
         | Operation::VolumeRename
         | Operation::VolumeResize
+        | Operation::VolumeConvert
         | Operation::VolumeDelete
         | Operation::VolumeConnect
         | Operation::VolumeDisconnect

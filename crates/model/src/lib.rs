@@ -45,8 +45,8 @@ pub use object::{
 };
 pub use problem::{Code, Exit, Problem};
 pub use request::{
-    CloneVolume, ConnectVolume, CreateDatastore, CreateSnapshot, CreateTemplate, CreateToken,
-    CreateVolume, CreatedToken, DeployTemplate, Estimate, Token, UpdateVolume,
+    CloneVolume, ConnectVolume, ConvertVolume, CreateDatastore, CreateSnapshot, CreateTemplate,
+    CreateToken, CreateVolume, CreatedToken, DeployTemplate, Estimate, Token, UpdateVolume,
 };
 pub use role::{Permission, Role};
 pub use size::{Size, SizeError};

@@ -45,6 +45,18 @@ pub struct UpdateVolume {
     pub size: Option<Size>,
 }
 
+/// `POST /volumes/{volume}/convert`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConvertVolume {
+    /// The kind that it becomes.
+    pub kind: VolumeKind,
+    /// Snapshots that the kind cannot keep may be deleted; else the conversion is refused then. A dry
+    /// run tells how many there are.
+    #[serde(default)]
+    pub lose_snapshots: bool,
+}
+
 /// `POST /volumes/{volume}/connect`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -90,6 +102,10 @@ pub struct CreateSnapshot {
     pub name: Name,
     /// The volumes; at least one.
     pub volumes: Vec<Reference>,
+    /// What lazy and fixed volumes write from now on takes space as it grows, instead of having all
+    /// of it reserved once more.
+    #[serde(default)]
+    pub unreserved: bool,
 }
 
 /// `POST /templates`.

@@ -68,6 +68,8 @@ pub enum Operation {
     VolumeRename,
     /// Make a volume larger.
     VolumeResize,
+    /// Make a volume one of another kind.
+    VolumeConvert,
     /// Delete a volume.
     VolumeDelete,
     /// Open a way to a volume.
@@ -100,6 +102,7 @@ words!(Operation {
     VolumeCreate = "volume-create",
     VolumeRename = "volume-rename",
     VolumeResize = "volume-resize",
+    VolumeConvert = "volume-convert",
     VolumeDelete = "volume-delete",
     VolumeConnect = "volume-connect",
     VolumeDisconnect = "volume-disconnect",

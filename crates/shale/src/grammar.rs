@@ -212,6 +212,20 @@ pub(crate) enum Volume {
         #[command(flatten)]
         waiting: Waiting,
     },
+    /// Make a volume thin, lazy or fixed
+    Convert {
+        name: Reference,
+        /// thin, lazy or fixed
+        #[arg(long)]
+        kind: VolumeKind,
+        /// Delete snapshots that the kind cannot keep; --dry-run tells how many
+        #[arg(long)]
+        lose_snapshots: bool,
+        #[command(flatten)]
+        tried: Try,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
     /// Delete a volume and its snapshots
     Delete {
         name: Reference,
@@ -311,6 +325,9 @@ pub(crate) enum Snapshot {
         /// A volume; may be repeated
         #[arg(long = "volume", value_name = "VOLUME", required = true)]
         volumes: Vec<Reference>,
+        /// Let what lazy and fixed volumes write from now on take space as it grows
+        #[arg(long)]
+        no_reserve: bool,
         #[command(flatten)]
         waiting: Waiting,
     },
@@ -499,6 +516,7 @@ mod tests {
             "volume connect NAME -o json",
             "volume connect NAME --protocol vhost-user --snapshot S --read-only -o json",
             "volume resize NAME --size 1.5T --dry-run",
+            "volume convert NAME --kind fixed --lose-snapshots --dry-run",
             "volume clone A --name B --linked",
             "volume clone A --name B --name C --full --kind fixed --datastore D",
             "volume copy fast/A --name B",

@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 
-use catalog::{CopyTarget, Deploy, NewVolume, Source, Unwatched, VolumeKind};
+use catalog::{CopyTarget, Deploy, LeafSpace, NewVolume, Source, Unwatched, VolumeKind};
 use datastore::{FileStore as _, ObjectName};
 use image::{ParentRef, SectorCount, Timestamp, create};
 use io::{ByteCount, Io};
@@ -296,7 +296,7 @@ fn snapshot_create() {
     check("snapshot of several", |node| {
         Box::pin(async {
             let all = [node.id("web"), node.id("fix"), node.id("clone")];
-            drop(node.catalog.snapshot_create(&all, "all").await.unwrap());
+            drop(node.catalog.snapshot_create(&all, "all", LeafSpace::AsTheKind).await.unwrap());
         })
     });
 }
@@ -321,6 +321,126 @@ fn l4_snapshot_delete() {
     check("delete the first snapshot", |node| Box::pin(forget(node, "web", "one")));
     check("delete the last snapshot", |node| Box::pin(forget(node, "web", "two")));
     check("delete a fixed volume's snapshot", |node| Box::pin(forget(node, "fix", "s")));
+}
+
+/// A fixed layer that is shorter than what is merged into it is lengthened first; without its footer it
+/// could never be opened again.
+#[test]
+fn l5_a_fixed_layer_is_lengthened_before_the_merge() {
+    async fn grown(node: &Node) {
+        setup(node).await;
+        node.catalog.resize(node.id("fix"), ByteCount(8 * MIB)).await.unwrap();
+    }
+    let fresh = || Lab::new(3, ByteCount::mib(256));
+    let lab = fresh();
+    let (first, last, wanted) = lab.executor.block_on(async {
+        let node = lab.open().await;
+        grown(&node).await;
+        let first = lab.world.events();
+        forget(&node, "fix", "s").await;
+        let last = lab.world.events();
+        (first + 1, last, node.view().await["fix"].content.clone())
+    });
+    for event in first..=last {
+        for crash in [Crash::Kill, Crash::Cut] {
+            let when = format!("{crash:?} at event {event} of {first}..={last}");
+            let lab = fresh();
+            lab.world.halt_at(event);
+            lab.executor.run_until_halt(async {
+                let node = lab.open().await;
+                grown(&node).await;
+                forget(&node, "fix", "s").await;
+            });
+            let lab = lab.crashed(event, crash);
+            lab.executor.block_on(async {
+                let node = lab.open().await;
+                node.assert_sound(&when).await;
+                node.settle_all().await;
+                assert_eq!(node.view().await["fix"].content, wanted, "{when}");
+                node.assert_sound(&when).await;
+            });
+        }
+    }
+}
+
+/// A process dies between a commit and its durability; the next one finishes what it sees, and then the
+/// power goes.
+fn killed_then_cut(name: &str, operation: Operation) {
+    let fresh = || Lab::new(3, ByteCount::mib(256));
+    let lab = fresh();
+    let (first, last) = lab.executor.block_on(async {
+        let node = lab.open().await;
+        setup(&node).await;
+        let first = lab.world.events();
+        operation(&node).await;
+        (first + 1, lab.world.events())
+    });
+    let killed = |event: u64| {
+        let lab = fresh();
+        lab.world.halt_at(event);
+        lab.executor.run_until_halt(async {
+            let node = lab.open().await;
+            setup(&node).await;
+            operation(&node).await;
+        });
+        lab.crashed(event, Crash::Kill)
+    };
+    let mut finished = 0;
+    // the commit and what follows it stand near the end
+    for event in first.max(last.saturating_sub(MOST))..=last {
+        let lab = killed(event);
+        let (opening, opened, recovered) = lab.executor.block_on(async {
+            let opening = lab.world.events();
+            let node = lab.open().await;
+            (opening + 1, lab.world.events(), node.recovered)
+        });
+        if !recovered.iter().any(|one| one.finished) {
+            continue;
+        }
+        finished += 1;
+        for second in opening..=opened {
+            let lab = killed(event);
+            lab.world.halt_at(second);
+            lab.executor.run_until_halt(async { drop(lab.open().await) });
+            let lab = lab.crashed(second, Crash::Cut);
+            lab.executor.block_on(async {
+                let when = format!("{name}: killed at event {event}, cut at {second}");
+                lab.open().await.assert_sound(&when).await;
+            });
+        }
+    }
+    assert!(finished > 0, "{name}: nothing was left to finish");
+}
+
+#[test]
+fn recovery_removes_nothing_before_the_commit_is_durable() {
+    killed_then_cut("revert", |node| {
+        Box::pin(async {
+            let one = node.snap_id("web", "one");
+            drop(node.catalog.snapshot_revert(node.id("web"), one).await.unwrap());
+        })
+    });
+    killed_then_cut("delete", |node| {
+        Box::pin(async { node.catalog.delete_volume(node.id("web")).await.unwrap() })
+    });
+}
+
+async fn become_kind(node: &Node, volume: &str, kind: VolumeKind) {
+    drop(node.catalog.convert(node.id(volume), kind, true, &Unwatched).await.unwrap());
+}
+
+#[test]
+fn convert() {
+    check("thin to lazy", |node| Box::pin(become_kind(node, "web", VolumeKind::Lazy)));
+    check("fixed to thin below a snapshot", |node| {
+        Box::pin(become_kind(node, "fix", VolumeKind::Thin))
+    });
+    check("thin to fixed, its snapshots lost", |node| {
+        Box::pin(become_kind(node, "web", VolumeKind::Fixed))
+    });
+    check("a linked clone to fixed", |node| {
+        Box::pin(become_kind(node, "clone", VolumeKind::Fixed))
+    });
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Full stores and failing devices: an operation that fails leaves everything as it was, or is done.
 
-use catalog::{CopyTarget, Source, Unwatched, VolumeKind};
+use catalog::{CopyTarget, LeafSpace, Source, Unwatched, VolumeKind};
 use io::{ByteCount, Io};
 
 use crate::world::{Lab, MIB, Node, SIZE};
@@ -17,7 +17,12 @@ async fn setup(node: &Node) {
 
 const OPERATIONS: [(&str, Operation); 6] = [
     ("snapshot", |node| {
-        Box::pin(async { node.catalog.snapshot_create(&[node.id("web")], "two").await.map(drop) })
+        Box::pin(async {
+            node.catalog
+                .snapshot_create(&[node.id("web")], "two", LeafSpace::AsTheKind)
+                .await
+                .map(drop)
+        })
     }),
     ("delete snapshot", |node| {
         Box::pin(async {

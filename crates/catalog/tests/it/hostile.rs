@@ -1,6 +1,9 @@
 //! Invariant 2 and rule R4: bytes of a datastore that nobody of ours wrote.
 
-use catalog::{Cell, Code, Intent, NewVolume, Record, Unwatched, VolumeKind};
+use catalog::{
+    Cell, Code, CopyTarget, Intent, LeafSpace, NewLayer, NewVolume, Record, Source, Unwatched,
+    VolumeKind,
+};
 use datastore::{Access, Expected, FileStore as _, Kind, ObjectName};
 use image::{ParentRef, SectorCount, Timestamp, create};
 use io::ByteCount;
@@ -101,7 +104,7 @@ fn r4_nothing_is_swept_while_a_record_cannot_be_read() {
         // What deletes nothing goes on.
         let new = NewVolume { name: "db".into(), size: ByteCount(SIZE), kind: VolumeKind::Thin };
         node.catalog.create_volume(new, &Unwatched).await.unwrap();
-        node.catalog.snapshot_create(&[web], "two").await.unwrap();
+        node.catalog.snapshot_create(&[web], "two", LeafSpace::AsTheKind).await.unwrap();
         let report = node.catalog.check().await.unwrap();
         assert_eq!(report.findings[0].code, "unreadable-record");
         assert_eq!(node.store.list(Kind::Layer).await.unwrap().len(), 4);
@@ -148,7 +151,11 @@ fn broken_chains_are_reported_and_refused_and_nothing_else_stops() {
         codes.dedup();
         assert_eq!(codes, ["cyclic-parents", "missing-layer", "missing-parent", "orphan-cell"]);
         for record in [&lost, &turned] {
-            let error = node.catalog.snapshot_create(&[record.uuid], "two").await.unwrap_err();
+            let error = node
+                .catalog
+                .snapshot_create(&[record.uuid], "two", LeafSpace::AsTheKind)
+                .await
+                .unwrap_err();
             assert_eq!(error.code, Code::Corrupt, "{error}");
             assert!(node.catalog.snapshot_tree(record.uuid).await.is_ok());
         }
@@ -180,4 +187,130 @@ fn a_layer_that_is_other_than_its_record_says_is_refused() {
         assert_eq!(node.catalog.find("fix").unwrap().size, SIZE);
         node.assert_sound("it is still the fixed disk").await;
     });
+}
+
+/// Changes the text of a stored object behind the catalog's back.
+async fn edit(node: &Node, name: ObjectName, from: &str, to: &str) {
+    let (_, bytes) = node.store.get(&name).await.unwrap().unwrap();
+    let text = String::from_utf8(bytes).unwrap();
+    assert!(text.contains(from), "{text}");
+    let text = text.replacen(from, to, 1);
+    node.store.put(&name, Expected::Any, text.into_bytes()).await.unwrap();
+}
+
+#[test]
+fn a_record_that_says_another_size_than_its_layer_is_damage_of_that_volume() {
+    let lab = Lab::new(3, ByteCount::mib(256));
+    let id = lab.executor.block_on(async {
+        let node = lab.open().await;
+        let id = node.create("web", 4 << 20, VolumeKind::Thin).await.uuid;
+        node.create("fine", SIZE, VolumeKind::Thin).await;
+        edit(&node, ObjectName::Record(id), "\"size\": 4194304", "\"size\": 9000448").await;
+        id
+    });
+    lab.executor.block_on(async {
+        let node = lab.open().await;
+        let target = CopyTarget { name: "copy".into(), kind: None, template: false };
+        let source = Source { volume: id, snapshot: None };
+        let error = node.catalog.copy_full(source, target, &Unwatched).await.unwrap_err();
+        assert_eq!(error.code, Code::Corrupt, "{error}");
+        assert!(error.to_string().contains("9000448"), "{error}");
+        let codes: Vec<_> =
+            node.catalog.check().await.unwrap().findings.iter().map(|f| f.code).collect();
+        assert_eq!(codes, ["damaged-layer"]);
+        node.write("fine", 0, 1).await;
+    });
+}
+
+#[test]
+fn counters_at_their_end_are_refused() {
+    let lab = Lab::new(3, ByteCount::mib(256));
+    lab.executor.block_on(async {
+        let node = lab.open().await;
+        let web = node.create("web", SIZE, VolumeKind::Thin).await;
+        let last = format!("\"revision\": {}", u64::MAX);
+        edit(&node, ObjectName::Record(web.uuid), "\"revision\": 1", &last).await;
+        let cell = ObjectName::Cell(web.current.layer);
+        let last = format!("\"generation\": {}", u64::MAX);
+        let (_, bytes) = node.store.get(&cell).await.unwrap().unwrap();
+        let text = String::from_utf8(bytes).unwrap();
+        let at = text.find("\"generation\": ").unwrap();
+        let end = at + text[at..].find(',').unwrap();
+        let text = format!("{}{last}{}", &text[..at], &text[end..]);
+        assert!(Cell::decode(web.current.layer, text.as_bytes()).is_err());
+    });
+    lab.executor.block_on(async {
+        let node = lab.open().await;
+        assert!(node.catalog.volumes().is_empty());
+        assert_eq!(node.catalog.check().await.unwrap().findings[0].code, "unreadable-record");
+    });
+}
+
+/// A folder restored from a backup that was not taken at one moment: an intent older than the record.
+#[test]
+fn r4_an_outdated_intent_removes_nothing_that_a_record_names() {
+    let lab = Lab::new(3, ByteCount::mib(256));
+    let web = lab.executor.block_on(async {
+        let node = lab.open().await;
+        let web = node.create("web", SIZE, VolumeKind::Thin).await;
+        node.write("web", 0, 1).await;
+        node.catalog.rename(web.uuid, "www").await.unwrap();
+        let intent = Intent {
+            uuid: web.operation,
+            title: "create web".into(),
+            created: 0,
+            volumes: vec![web.uuid],
+            commit: catalog::Commit::Record(web.uuid),
+            creates: vec![NewLayer {
+                layer: web.current.layer,
+                parent: None,
+                size: SIZE,
+                fixed: false,
+                owner: web.uuid,
+            }],
+            drops: Vec::new(),
+            rewrites: Vec::new(),
+            cut_back: Vec::new(),
+            cells: Vec::new(),
+            void_sessions: Vec::new(),
+            drop_cells: Vec::new(),
+        };
+        let name = ObjectName::Intent(intent.uuid);
+        node.store.put(&name, Expected::Absent, intent.encode()).await.unwrap();
+        web
+    });
+    lab.executor.block_on(async {
+        let node = lab.open().await;
+        assert!(node.recovered[0].sentence.contains("out of date"), "{:?}", node.recovered);
+        let findings = node.catalog.check().await.unwrap().findings;
+        assert_eq!(findings.iter().map(|f| f.code).collect::<Vec<_>>(), ["open-intent"]);
+        assert_eq!(node.view().await["www"].content[0], 1);
+        let error = node.catalog.delete_volume(web.uuid).await.unwrap_err();
+        assert!(error.hint.is_some_and(|hint| hint.contains("remove that file")));
+        node.store.remove(&ObjectName::Intent(web.operation)).await.unwrap();
+    });
+    lab.executor.block_on(async {
+        let node = lab.open().await;
+        node.catalog.delete_volume(web.uuid).await.unwrap();
+        node.assert_sound("the intent is gone").await;
+    });
+}
+
+#[test]
+fn one_layer_that_cannot_be_read_takes_no_other_volume_away() {
+    let lab = Lab::new(3, ByteCount::mib(256));
+    lab.executor.block_on(async {
+        let node = lab.open().await;
+        for name in ["a", "b", "c"] {
+            node.create(name, SIZE, VolumeKind::Thin).await;
+        }
+    });
+    lab.executor.block_on(async {
+        lab.directory.space().faults().fail_read(1);
+        let node = lab.open().await;
+        assert_eq!(node.catalog.volumes().len(), 3);
+        let findings = node.catalog.check().await.unwrap().findings;
+        assert_eq!(findings.iter().map(|f| f.code).collect::<Vec<_>>(), ["damaged-layer"]);
+    });
+    lab.executor.block_on(async { lab.open().await.assert_sound("readable again").await });
 }

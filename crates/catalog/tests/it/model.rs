@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use catalog::{Code, CopyTarget, Source, Unwatched, VolumeKind};
+use catalog::{Code, CopyTarget, LeafSpace, Source, Unwatched, VolumeKind};
 use io::ByteCount;
 use io::sim::SplitMix64;
 
@@ -61,10 +61,12 @@ impl Model {
                     volume.now.size = size;
                 }
             }
-            (2..=4, _) => match node.catalog.snapshot_create(&[id], &fresh).await {
-                Ok(_) => drop(volume.snapshots.insert(fresh, volume.now.clone())),
-                Err(error) => assert_eq!(error.code, Code::SnapshotLimit),
-            },
+            (2..=4, _) => {
+                match node.catalog.snapshot_create(&[id], &fresh, LeafSpace::AsTheKind).await {
+                    Ok(_) => drop(volume.snapshots.insert(fresh, volume.now.clone())),
+                    Err(error) => assert_eq!(error.code, Code::SnapshotLimit),
+                }
+            }
             (5 | 6, Some(snapshot)) => {
                 let to = node.snap_id(&name, &snapshot);
                 node.catalog.snapshot_revert(id, to).await.unwrap();

@@ -3,8 +3,8 @@
 use std::rc::Rc;
 
 use catalog::{
-    Code, ConnectRequest, CopyTarget, Deploy, LogPlan, NewVolume, Severity, Source, Unwatched,
-    VolumeKind,
+    Code, ConnectRequest, CopyTarget, Deploy, LeafSpace, LogPlan, NewVolume, Severity, Source,
+    Unwatched, VolumeKind,
 };
 use datastore::{Access, FileStore as _, Kind, ObjectName};
 use io::ByteCount;
@@ -300,7 +300,8 @@ fn several_volumes_are_snapshot_at_one_moment() {
         let two = node.create("two", SIZE, VolumeKind::Thin).await.uuid;
         node.catalog.connect(writer(one)).await.unwrap();
         disks.running.borrow_mut().insert(one);
-        let set = node.catalog.snapshot_create(&[two, one], "both").await.unwrap();
+        let set =
+            node.catalog.snapshot_create(&[two, one], "both", LeafSpace::AsTheKind).await.unwrap();
         assert_eq!(set.members.iter().map(|(v, _)| *v).collect::<Vec<_>>(), [two, one]);
         assert!(set.members.iter().all(|(_, s)| s.set == Some(set.uuid)));
         assert_eq!(*disks.calls.borrow(), ["prepare", "gate", "switch", "ungate"]);
@@ -309,7 +310,11 @@ fn several_volumes_are_snapshot_at_one_moment() {
         // A gate that fails leaves everything as it was, and the guest running.
         disks.calls.borrow_mut().clear();
         disks.fails.set(Some("gate"));
-        let error = node.catalog.snapshot_create(&[one, two], "none").await.unwrap_err();
+        let error = node
+            .catalog
+            .snapshot_create(&[one, two], "none", LeafSpace::AsTheKind)
+            .await
+            .unwrap_err();
         assert_eq!(error.message, "cannot snapshot none of 2 volumes: gate failed");
         assert_eq!(*disks.calls.borrow(), ["prepare", "gate", "ungate"]);
         assert!(node.catalog.volumes().iter().all(|v| v.snapshots.len() == 1));
@@ -318,7 +323,8 @@ fn several_volumes_are_snapshot_at_one_moment() {
         // After the commit it only goes forward: the disk that could not switch stays gated.
         disks.calls.borrow_mut().clear();
         disks.fails.set(Some("switch"));
-        let error = node.catalog.snapshot_create(&[one], "made").await.unwrap_err();
+        let error =
+            node.catalog.snapshot_create(&[one], "made", LeafSpace::AsTheKind).await.unwrap_err();
         assert!(error.message.starts_with("the snapshot is made, but one cannot go on"), "{error}");
         assert_eq!(*disks.calls.borrow(), ["prepare", "gate", "switch"]);
         assert_eq!(node.catalog.volume(one).unwrap().snapshots.len(), 2);
@@ -340,7 +346,8 @@ fn the_32nd_snapshot_is_the_last_and_says_what_to_delete() {
         }
         node.write("web", 0, 40).await;
         let web = node.id("web");
-        let error = node.catalog.snapshot_create(&[web], "more").await.unwrap_err();
+        let error =
+            node.catalog.snapshot_create(&[web], "more", LeafSpace::AsTheKind).await.unwrap_err();
         assert_eq!(error.code, Code::SnapshotLimit);
         assert_eq!(error.message, "web has 32 snapshots, the limit");
         let hint = error.hint.unwrap();
@@ -350,7 +357,7 @@ fn the_32nd_snapshot_is_the_last_and_says_what_to_delete() {
         );
         assert_eq!(error.related[0].name, "s04");
         node.catalog.snapshot_delete(web, error.related[0].uuid, &Unwatched).await.unwrap();
-        node.catalog.snapshot_create(&[web], "more").await.unwrap();
+        node.catalog.snapshot_create(&[web], "more", LeafSpace::AsTheKind).await.unwrap();
         node.assert_sound("at the limit").await;
     });
 }
@@ -488,10 +495,10 @@ fn operations_on_one_volume_follow_each_other_and_others_run_beside() {
         let web = node.create("web", SIZE, VolumeKind::Thin).await.uuid;
         let db = node.create("db", SIZE, VolumeKind::Thin).await.uuid;
         let (only_web, only_db, two) = ([web], [db], [db, web]);
-        let web_snapshot = node.catalog.snapshot_create(&only_web, "s");
+        let web_snapshot = node.catalog.snapshot_create(&only_web, "s", LeafSpace::AsTheKind);
         let web_rename = node.catalog.rename(web, "www");
-        let db_snapshot = node.catalog.snapshot_create(&only_db, "s");
-        let both = node.catalog.snapshot_create(&two, "t");
+        let db_snapshot = node.catalog.snapshot_create(&only_db, "s", LeafSpace::AsTheKind);
+        let both = node.catalog.snapshot_create(&two, "t", LeafSpace::AsTheKind);
         let (a, b, c, d) = futures_util::join!(web_snapshot, web_rename, db_snapshot, both);
         drop((a.unwrap(), b.unwrap(), c.unwrap(), d.unwrap()));
         let names = |name: &str| {
@@ -545,5 +552,148 @@ fn an_orphaned_chain_is_reported_and_adopted() {
         node.assert_sound("adopted").await;
         let file = node.store.open(&ObjectName::Layer(record.current.layer), Access::Write).await;
         assert!(file.unwrap().info().size.0 > 0, "nobody holds it");
+    });
+}
+
+#[test]
+fn volumes_become_other_kinds_and_keep_their_content() {
+    let kinds = [VolumeKind::Thin, VolumeKind::Lazy, VolumeKind::Fixed];
+    for (from, to) in kinds.iter().flat_map(|from| kinds.iter().map(move |to| (*from, *to))) {
+        for snapshots in [false, true] {
+            let what = format!("{from:?} to {to:?}, with snapshots: {snapshots}");
+            let lab = lab();
+            lab.executor.block_on(async {
+                let node = lab.open().await;
+                node.create("web", SIZE, from).await;
+                node.write("web", 4096, 5).await;
+                if snapshots {
+                    node.snapshot("web", "one").await;
+                    node.write("web", 0, 6).await;
+                }
+                let id = node.id("web");
+                let before = node.view().await["web"].clone();
+                let plan = node.catalog.conversion(id, to).await.unwrap();
+                let lost = snapshots && to == VolumeKind::Fixed && from != to;
+                assert_eq!(plan.loses, usize::from(lost), "{what}");
+                if lost {
+                    let refused = node.catalog.convert(id, to, false, &Unwatched).await;
+                    assert_eq!(refused.unwrap_err().code, Code::HasDependents, "{what}");
+                    assert_eq!(node.view().await["web"], before, "{what}");
+                }
+                let made = node.catalog.convert(id, to, lost, &Unwatched).await.unwrap();
+                assert_eq!(made.kind, to, "{what}");
+                let after = node.view().await["web"].clone();
+                assert_eq!(after.content, before.content, "{what}");
+                assert_eq!(after.snapshots.len(), usize::from(snapshots && !lost), "{what}");
+                let usage = node.catalog.usage(id).await.unwrap();
+                match to {
+                    VolumeKind::Thin => assert_eq!(usage.reserved, ByteCount::ZERO, "{what}"),
+                    _ => assert!(usage.used.0 >= SIZE, "{what}: {usage:?}"),
+                }
+                node.write("web", 10240, 7).await;
+                assert_eq!(node.view().await["web"].content[8], 7, "{what}");
+                node.assert_sound(&what).await;
+                if snapshots && !lost {
+                    let one = node.snap_id("web", "one");
+                    node.catalog.snapshot_delete(id, one, &Unwatched).await.unwrap();
+                    node.settle_all().await;
+                    let merged = node.catalog.usage(id).await.unwrap();
+                    assert!(to == VolumeKind::Thin || merged.used.0 >= SIZE, "{what}: {merged:?}");
+                    assert_eq!(node.view().await["web"].content[8], 7, "{what}");
+                    // whatever its layer is now, it can go on to any other kind
+                    for next in kinds {
+                        let made = node.catalog.convert(id, next, true, &Unwatched).await.unwrap();
+                        assert_eq!(made.kind, next, "{what}, then {next:?}");
+                        assert_eq!(node.view().await["web"].content[8], 7, "{what}, then {next:?}");
+                        node.assert_sound(&what).await;
+                    }
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn what_a_conversion_takes_and_gives_back_is_what_it_said() {
+    let lab = lab();
+    lab.executor.block_on(async {
+        let node = lab.open().await;
+        let id = node.create("web", 16 * MIB, VolumeKind::Thin).await.uuid;
+        node.write("web", 4096, 5).await;
+        let used = async || node.catalog.usage(id).await.unwrap().used.0;
+        let thin = used().await;
+        let plan = node.catalog.conversion(id, VolumeKind::Lazy).await.unwrap();
+        node.catalog.convert(id, VolumeKind::Lazy, false, &Unwatched).await.unwrap();
+        let lazy = used().await;
+        assert!((lazy - thin).abs_diff(plan.takes.0) < MIB, "{thin} {lazy} {plan:?}");
+        let plan = node.catalog.conversion(id, VolumeKind::Thin).await.unwrap();
+        node.catalog.convert(id, VolumeKind::Thin, false, &Unwatched).await.unwrap();
+        let again = used().await;
+        assert!(lazy - again + MIB > plan.frees.0 && again <= thin, "{lazy} {again} {plan:?}");
+        // and what cannot be had is refused before anything changes
+        node.create("rest", 495 * MIB, VolumeKind::Lazy).await;
+        let error =
+            node.catalog.convert(id, VolumeKind::Lazy, false, &Unwatched).await.unwrap_err();
+        assert_eq!(error.code, Code::NoSpace, "{error}");
+        let error =
+            node.catalog.convert(id, VolumeKind::Fixed, false, &Unwatched).await.unwrap_err();
+        assert_eq!(error.code, Code::NoSpace, "{error}");
+        assert_eq!(
+            (used().await, node.catalog.volume(id).unwrap().kind),
+            (again, VolumeKind::Thin)
+        );
+        node.assert_sound("refused").await;
+    });
+}
+
+#[test]
+fn conversions_are_refused_while_connected_of_templates_and_of_what_clones_need() {
+    let lab = lab();
+    lab.executor.block_on(async {
+        let node = lab.open().await;
+        let id = node.create("web", SIZE, VolumeKind::Thin).await.uuid;
+        let plan = node.catalog.connect(writer(id)).await.unwrap();
+        let to_fixed = async || node.catalog.convert(id, VolumeKind::Fixed, true, &Unwatched).await;
+        assert_eq!(to_fixed().await.unwrap_err().code, Code::VolumeConnected);
+        node.catalog.disconnect(plan.connection, true).await.unwrap();
+        node.snapshot("web", "one").await;
+        node.catalog
+            .clone_linked(source(&node, "web", Some("one")), vec!["c".into()])
+            .await
+            .unwrap();
+        let error = to_fixed().await.unwrap_err();
+        assert_eq!((error.code, error.related[0].name.as_str()), (Code::HasDependents, "c"));
+        // the clone becomes a volume of its own, and then nothing is in the way
+        node.catalog.convert(node.id("c"), VolumeKind::Fixed, false, &Unwatched).await.unwrap();
+        assert!(node.catalog.dependents(id).is_empty());
+        to_fixed().await.unwrap();
+        node.catalog.template_create(source(&node, "web", None), "web", &Unwatched).await.unwrap();
+        let error =
+            node.catalog.convert(id, VolumeKind::Thin, false, &Unwatched).await.unwrap_err();
+        assert_eq!(error.code, Code::IsTemplate);
+        node.assert_sound("converted").await;
+    });
+}
+
+/// Rule N2: a lazy volume's snapshot layer has its space too, unless it is told otherwise.
+#[test]
+fn n2_layers_over_lazy_volumes_reserve_their_space_unless_told_otherwise() {
+    let lab = lab();
+    lab.executor.block_on(async {
+        let node = lab.open().await;
+        let id = node.create("web", 8 * MIB, VolumeKind::Lazy).await.uuid;
+        let used = async || node.catalog.usage(id).await.unwrap().used.0;
+        node.snapshot("web", "one").await;
+        assert!(used().await >= 16 * MIB, "{}", used().await);
+        let space = LeafSpace::AsItGrows;
+        node.catalog.snapshot_create(&[id], "two", space).await.unwrap();
+        assert!(used().await < 17 * MIB, "{}", used().await);
+        let plan = node.catalog.connect(writer(id)).await.unwrap();
+        assert!(!plan.reserves);
+        node.catalog.disconnect(plan.connection, true).await.unwrap();
+        // a merge into a layer that has its space makes it a lazy volume's again
+        node.catalog.snapshot_delete(id, node.snap_id("web", "two"), &Unwatched).await.unwrap();
+        assert!(node.catalog.volume(id).unwrap().reserves());
+        node.assert_sound("merged").await;
     });
 }

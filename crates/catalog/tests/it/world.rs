@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use catalog::{
-    Catalog, Env, NewVolume, Progress, Recovered, Running, Snapshot, Unwatched, VolumeKind,
-    VolumeRecord,
+    Catalog, Env, LeafSpace, NewVolume, Progress, Recovered, Running, Snapshot, Unwatched,
+    VolumeKind, VolumeRecord,
 };
 use datastore::{Access, FileStore, Identity, ObjectName};
 use image::{
@@ -183,7 +183,8 @@ impl Node {
 
     pub(crate) async fn snapshot(&self, volume: &str, name: &str) -> Snapshot {
         let volume = self.catalog.find(volume).unwrap().uuid;
-        let set = self.catalog.snapshot_create(&[volume], name).await.unwrap();
+        let set =
+            self.catalog.snapshot_create(&[volume], name, LeafSpace::AsTheKind).await.unwrap();
         set.members[0].1.clone()
     }
 

@@ -6,8 +6,8 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use hyper::Method;
 use model::{
-    CloneVolume, Code, ConnectVolume, CreateVolume, Datastore, ObjectKind, Page, Problem, Task,
-    UpdateVolume, Volume,
+    CloneVolume, Code, ConnectVolume, ConvertVolume, CreateVolume, Datastore, Estimate, ObjectKind,
+    Operation, Page, Problem, Task, UpdateVolume, Volume,
 };
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -24,6 +24,7 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(list, create))
         .routes(routes!(show, update, delete))
+        .routes(routes!(convert))
         .routes(routes!(connect))
         .routes(routes!(disconnect))
         .routes(routes!(clone))
@@ -143,6 +144,33 @@ async fn delete(
     }
     let path = format!("/v1/volumes/{}", found.id);
     Ok(app.start(Method::DELETE, &path, None::<&()>, change.wait).await?.into_response())
+}
+
+/// Make a volume one of another kind
+///
+/// Its snapshots stay where the kind can keep them; a dry run tells. Refused while it is connected.
+/// Needs the role operator.
+#[utoipa::path(post, path = "/api/v1/volumes/{volume}/convert", operation_id = "convert_volume",
+    tag = "volumes", params(Change, ("volume" = String, Path, description = "name or UUID")),
+    request_body = ConvertVolume,
+    responses((status = 202, body = Task), (status = 200, body = Outcome),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+async fn convert(
+    _: May<Operate>,
+    State(app): State<Arc<App>>,
+    Path(volume): Path<String>,
+    Query(change): Query<Change>,
+    Json(request): Json<ConvertVolume>,
+) -> Answer<Response> {
+    let found = app.volume(&volume).await?;
+    let path = format!("/v1/volumes/{}/convert", found.id);
+    if change.dry_run {
+        let path = format!("{path}?kind={}", request.kind);
+        let mut told: Estimate = app.node.call(Method::GET, &path, None::<&()>).await?;
+        told.seconds = estimate::seconds(&app.index.read(), Operation::VolumeConvert, told.moves);
+        return Ok(estimate::answer(told));
+    }
+    Ok(app.start(Method::POST, &path, Some(&request), change.wait).await?.into_response())
 }
 
 /// Open a way to a volume

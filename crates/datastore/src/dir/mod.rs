@@ -29,8 +29,8 @@ mod tests;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use io::IoErrorKind;
 use rustix::fs::{AtFlags, FallocateFlags, OFlags, StatxFlags};
@@ -70,8 +70,28 @@ struct Inner {
 
 struct Directory {
     fd: Arc<OwnedFd>,
-    /// Names were created that no sync has covered yet.
-    dirty: AtomicBool,
+    /// Counts names that came or went.
+    changes: AtomicU64,
+    /// The changes that are durable. Held during a sync: who waits for it finds its own work done.
+    synced: Mutex<u64>,
+}
+
+impl Directory {
+    /// A name came or went just now.
+    fn changed(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Makes every change durable that was made before this call.
+    fn sync(&self) -> rustix::io::Result<()> {
+        let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.changes.load(Ordering::Acquire);
+        if *synced < now {
+            rustix::fs::fsync(&self.fd)?;
+            *synced = now;
+        }
+        Ok(())
+    }
 }
 
 impl fmt::Debug for DirHandle {
@@ -318,8 +338,9 @@ fn open_directories(place: &Place) -> Result<[Directory; Kind::DIRECTORIES.len()
             }
             other => place.system("a directory in it cannot be opened", other),
         })?;
-        // Dirty: names that a dead process created are not known to be durable.
-        directories.push(Directory { fd: Arc::new(fd), dirty: AtomicBool::new(true) });
+        // One change: names that a dead process created are not known to be durable.
+        let (changes, synced) = (AtomicU64::new(1), Mutex::new(0));
+        directories.push(Directory { fd: Arc::new(fd), changes, synced });
     }
     Ok(directories.try_into().unwrap_or_else(|_| unreachable!("one directory for each kind")))
 }

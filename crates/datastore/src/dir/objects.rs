@@ -14,7 +14,6 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use io::{ByteCount, IoError, IoErrorKind};
@@ -68,15 +67,28 @@ impl Inner {
         let _one_at_a_time = self.changing(name);
         files::create(self.directory(name.kind()), &name.file_name())
             .map_err(|error| DatastoreError::system("create", name, error))?;
-        if let Some(index) = Self::index(name.kind()) {
-            self.directories[index].dirty.store(true, Ordering::Release);
-        }
+        self.changed(name.kind());
         Ok(())
     }
 
     /// Takes back what `make` made, when it could not be opened.
     pub(super) fn unmake(&self, name: &ObjectName) {
         files::forget(self.directory(name.kind()), &name.file_name());
+        self.changed(name.kind());
+    }
+
+    fn changed(&self, kind: Kind) {
+        if let Some(index) = Self::index(kind) {
+            self.directories[index].changed();
+        }
+    }
+
+    /// Makes what happened to names of a kind durable.
+    fn sync_kind(&self, kind: Kind) -> rustix::io::Result<()> {
+        match Self::index(kind) {
+            Some(index) => self.directories[index].sync(),
+            None => rustix::fs::fsync(&self.place.fd),
+        }
     }
 
     /// Says whether a file is there and a plain one, before anything is opened: opening a pipe or
@@ -94,8 +106,9 @@ impl Inner {
         {
             let _one_at_a_time = self.changing(name);
             rustix::fs::unlinkat(directory, name.file_name(), AtFlags::empty()).map_err(failed)?;
+            self.changed(name.kind());
         }
-        rustix::fs::fsync(directory).map_err(|error| unknown(name, "removed", error))?;
+        self.sync_kind(name.kind()).map_err(|error| unknown(name, "removed", error))?;
         self.head_room.refill();
         Ok(())
     }
@@ -158,7 +171,6 @@ impl Inner {
         expected: Expected,
         temp: &mut Temp,
     ) -> Result<()> {
-        let directory = self.directory(name.kind());
         let _one_at_a_time = self.changing(name);
         if expected != Expected::Any {
             let found = self.get(name)?.map(|(version, _)| version);
@@ -169,17 +181,13 @@ impl Inner {
         self.sync_names()?;
         temp.rename_to(&name.file_name())
             .map_err(|error| DatastoreError::system("write", name, error))?;
-        rustix::fs::fsync(directory).map_err(|error| unknown(name, "replaced", error))
+        self.changed(name.kind());
+        self.sync_kind(name.kind()).map_err(|error| unknown(name, "replaced", error))
     }
 
     pub(super) fn sync_names(&self) -> Result<()> {
         for (directory, kind) in self.directories.iter().zip(Kind::DIRECTORIES) {
-            // Cleared before the sync: a name created during it asks for the next one.
-            if !directory.dirty.swap(false, Ordering::AcqRel) {
-                continue;
-            }
-            rustix::fs::fsync(&directory.fd).map_err(|error| {
-                directory.dirty.store(true, Ordering::Release);
+            directory.sync().map_err(|error| {
                 let doing = format!("cannot make the names in {}/ durable", kind.directory());
                 DatastoreError::Io(IoError::system(doing, error.into()))
             })?;

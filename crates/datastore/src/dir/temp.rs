@@ -57,9 +57,13 @@ impl Drop for Temp {
 pub(super) fn clean(dir: &OwnedFd) -> Result<u32, Errno> {
     let mut removed = 0;
     for name in files::names(dir)? {
-        if name.starts_with(PREFIX) {
-            rustix::fs::unlinkat(dir, &name, rustix::fs::AtFlags::empty())?;
-            removed += 1;
+        if !name.starts_with(PREFIX) {
+            continue;
+        }
+        match rustix::fs::unlinkat(dir, &name, rustix::fs::AtFlags::empty()) {
+            Ok(()) => removed += 1,
+            // Somebody else's directory, or a name that is no text: in nobody's way.
+            Err(error) => tracing::warn!(name, %error, "a temporary name cannot be removed"),
         }
     }
     Ok(removed)

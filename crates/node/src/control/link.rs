@@ -12,7 +12,7 @@ use std::cell::{Cell, Ref, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use catalog::{Catalog, ConnectPlan, ConnectRequest, LogPlan, VolumeKind};
+use catalog::{Catalog, ConnectPlan, ConnectRequest, LogPlan};
 use datastore::ObjectName;
 use disk::{LogError, LogIdentity, LogState};
 use io::ShmFile;
@@ -269,7 +269,7 @@ impl Control {
             datastore: opened.handle.clone(),
             layers: plan.layers.iter().map(|layer| layer.uuid).collect(),
             fixed_base: plan.layers.last().is_some_and(|base| base.fixed),
-            keep_space: plan.kind != VolumeKind::Thin,
+            keep_space: plan.reserves,
             log,
             name: name.to_owned(),
         };

@@ -2,11 +2,12 @@
 
 use std::rc::Rc;
 
-use catalog::{CopyTarget, Deploy, NewVolume, Source, VolumeRecord};
+use catalog::{ConversionWay, CopyTarget, Deploy, LeafSpace, NewVolume, Source, VolumeRecord};
 use io::ByteCount;
 use model::{
-    Change, CloneVolume, Code, CreateSnapshot, CreateTemplate, CreateVolume, DeployTemplate,
-    Extent, ObjectKind, ObjectRef, Operation, Problem, Reference, Size, SnapshotDiff, UpdateVolume,
+    Change, CloneVolume, Code, ConvertVolume, CreateSnapshot, CreateTemplate, CreateVolume,
+    DeployTemplate, Estimate, Extent, ObjectKind, ObjectRef, Operation, Problem, Reference, Size,
+    SnapshotDiff, UpdateVolume, VolumeKind,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -93,6 +94,79 @@ impl Control {
         to_value(&self.show_volume(id).await?)
     }
 
+    /// What [`Self::convert_volume`] would do, for a dry run.
+    pub(crate) async fn conversion(&self, id: Uuid, kind: VolumeKind) -> Outcome<Estimate> {
+        let (store, record) = self.find(id)?;
+        let catalog = store.catalog()?;
+        let plan = match catalog.conversion(id, catalog_kind(kind)).await {
+            Ok(plan) => plan,
+            Err(error) => {
+                let summary = format!("volume '{}' cannot become {kind}", record.name);
+                let refused = Some(catalog_problem(error));
+                return Ok(Estimate { summary, refused, ..Estimate::default() });
+            }
+        };
+        let how = match plan.way {
+            ConversionWay::Relabel => "its space is as that kind has it already",
+            ConversionWay::Reserve => "the space that it lacks is reserved",
+            ConversionWay::GiveBack => "space that holds no data is given back",
+            ConversionWay::Rewrite => "its content is written anew",
+        };
+        let snapshots = match (plan.loses, record.snapshots.len()) {
+            (0, 0) => String::new(),
+            (0, kept) => format!("; its {kept} snapshots are kept"),
+            (lost, _) => format!("; its {lost} snapshots are lost"),
+        };
+        let refused = if self.home_of(id).is_some() {
+            Some(connected(&record, "converted"))
+        } else {
+            let free = catalog.store_usage().await.map_err(catalog_problem)?.free;
+            (plan.takes > free).then(|| {
+                Problem::new(
+                    Code::NoSpace,
+                    format!(
+                        "Datastore '{}' has {} free; this takes {}.",
+                        store.name(),
+                        Size::from_bytes(free.0).human(),
+                        Size::from_bytes(plan.takes.0).human()
+                    ),
+                )
+                .hint("free space on the datastore, or keep the volume thin")
+            })
+        };
+        Ok(Estimate {
+            summary: format!("makes volume '{}' {kind}: {how}{snapshots}", record.name),
+            takes: Size::from_bytes(plan.takes.0),
+            frees: Size::from_bytes(plan.frees.0),
+            moves: Size::from_bytes(plan.moves.0),
+            seconds: None,
+            refused,
+        })
+    }
+
+    /// Makes a volume one of another kind.
+    pub(crate) async fn convert_volume(
+        self: Rc<Self>,
+        id: Uuid,
+        request: ConvertVolume,
+        progress: Rc<Progress>,
+    ) -> Outcome<Value> {
+        let (store, record) = self.find(id)?;
+        let catalog = store.catalog()?;
+        let _working = self.work_on(&[id], progress.id())?;
+        if self.home_of(id).is_some() {
+            return Err(connected(&record, "converted"));
+        }
+        progress.running("converting");
+        let kind = catalog_kind(request.kind);
+        let lose = request.lose_snapshots;
+        catalog.convert(id, kind, lose, &*progress).await.map_err(catalog_problem)?;
+        self.tell_volume(id).await;
+        self.space_freed(store.id());
+        self.tell_store(store.id()).await;
+        to_value(&self.show_volume(id).await?)
+    }
+
     /// Deletes a volume or a template.
     pub(crate) async fn delete_volume(
         self: Rc<Self>,
@@ -146,7 +220,7 @@ impl Control {
             .hint("clone it beside itself"));
         }
         if request.linked {
-            if request.kind.is_some_and(|kind| kind != model::VolumeKind::Thin) {
+            if request.kind.is_some_and(|kind| kind != VolumeKind::Thin) {
                 return Err(Problem::new(Code::BadRequest, "A linked clone is always thin.")
                     .hint("leave the kind out, or make a full copy"));
             }
@@ -232,7 +306,9 @@ impl Control {
         let opened = store.opened()?;
         let _working = self.work_on(&volumes, progress.id())?;
         progress.running("snapshotting");
-        let made = opened.catalog.snapshot_create(&volumes, request.name.as_str()).await;
+        let space = if request.unreserved { LeafSpace::AsItGrows } else { LeafSpace::AsTheKind };
+        let name = request.name.as_str();
+        let made = opened.catalog.snapshot_create(&volumes, name, space).await;
         opened.homes.reopen(&volumes).await;
         let pause = volumes.iter().filter_map(|id| opened.homes.take_pause(*id)).max();
         let made = made.map_err(catalog_problem)?;

@@ -11,8 +11,9 @@ use axum::response::sse::{Event as Sent, KeepAlive, Sse};
 use axum::routing::{delete, get, post};
 use futures_util::stream::{self, Stream, StreamExt as _};
 use model::{
-    CloneVolume, Code, ConnectVolume, CreateDatastore, CreateSnapshot, CreateTemplate,
-    CreateVolume, DeployTemplate, ObjectKind, Operation, Problem, Reference, UpdateVolume,
+    CloneVolume, Code, ConnectVolume, ConvertVolume, CreateDatastore, CreateSnapshot,
+    CreateTemplate, CreateVolume, DeployTemplate, ObjectKind, Operation, Problem, Reference,
+    UpdateVolume, VolumeKind,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -39,6 +40,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/volumes/{id}", get(volume).patch(update_volume).delete(delete_volume))
         .route("/v1/volumes/{id}/connect", post(connect))
         .route("/v1/volumes/{id}/disconnect", post(disconnect))
+        .route("/v1/volumes/{id}/convert", get(conversion).post(convert))
         .route("/v1/volumes/{id}/clone", post(clone))
         .route("/v1/volumes/{id}/diff", get(diff))
         .route("/v1/volumes/{id}/snapshots", get(volume_snapshots))
@@ -199,6 +201,35 @@ async fn update_volume(
         wait,
         move |control| control.about(operation, id),
         move |control, progress| control.update_volume(id, request, progress),
+    )
+    .await
+}
+
+/// The kind that a volume is to become.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Become {
+    kind: VolumeKind,
+}
+
+async fn conversion(
+    State(app): State<App>,
+    Ids([id]): Ids<1>,
+    Asked(Become { kind }): Asked<Become>,
+) -> Answer {
+    Ok(ok(&app.ask(move |control| async move { control.conversion(id, kind).await }).await?))
+}
+
+async fn convert(
+    State(app): State<App>,
+    Ids([id]): Ids<1>,
+    Asked(wait): Asked<Wait>,
+    Json(request): Json<ConvertVolume>,
+) -> Answer {
+    app.begin(
+        wait,
+        move |control| control.about(Operation::VolumeConvert, id),
+        move |control, progress| control.convert_volume(id, request, progress),
     )
     .await
 }

@@ -15,8 +15,8 @@ impl Session {
             format!("/api/v1/volumes/{}/snapshots/{}", segment(volume), segment(name))
         };
         match command {
-            Snapshot::Create { name, volumes, waiting } => {
-                let body = CreateSnapshot { name, volumes };
+            Snapshot::Create { name, volumes, no_reserve, waiting } => {
+                let body = CreateSnapshot { name, volumes, unreserved: no_reserve };
                 let path = "/api/v1/snapshots";
                 let Some(task) = self.change(Method::POST, path, Some(&body), &waiting).await?
                 else {

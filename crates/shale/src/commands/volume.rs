@@ -2,7 +2,8 @@
 
 use controller::client::Method;
 use model::{
-    CloneVolume, ConnectVolume, Connection, CreateVolume, Problem, Reference, UpdateVolume,
+    CloneVolume, ConnectVolume, Connection, ConvertVolume, CreateVolume, Problem, Reference,
+    UpdateVolume,
 };
 
 use super::names;
@@ -43,6 +44,15 @@ impl Session {
                     return Ok(());
                 }
                 let task = self.change(Method::PATCH, &at(&name), Some(&body), &waiting).await?;
+                self.made::<model::Volume>(task)
+            }
+            Volume::Convert { name, kind, lose_snapshots, tried, waiting } => {
+                let body = ConvertVolume { kind, lose_snapshots };
+                let path = format!("{}/convert", at(&name));
+                if self.tried(&tried, Method::POST, &path, Some(&body)).await? {
+                    return Ok(());
+                }
+                let task = self.change(Method::POST, &path, Some(&body), &waiting).await?;
                 self.made::<model::Volume>(task)
             }
             Volume::Delete { name, consent, tried, waiting } => {

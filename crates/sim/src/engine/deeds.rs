@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use catalog::{CopyTarget, Deploy, NewVolume, Source, Unwatched, VolumeKind};
+use catalog::{CopyTarget, Deploy, LeafSpace, NewVolume, Source, Unwatched, VolumeKind};
 use io::{BlockDevice, ByteCount, ByteOffset, ByteRange, Clear, Durability, IoBuf, Request};
 use uuid::Uuid;
 
@@ -79,6 +79,7 @@ impl Actors {
                 20 => self.delete().await,
                 21 => self.rename().await,
                 22 => self.freeze().await,
+                23 => self.convert().await,
                 _ => {}
             }
         }
@@ -94,7 +95,7 @@ impl Actors {
             template: false,
         });
         let size = ByteCount(blocks * BLOCK * 512);
-        let new = NewVolume { name: name.clone(), size, kind: VolumeKind::Thin };
+        let new = NewVolume { name: name.clone(), size, kind: self.kind() };
         let made = self.host.catalog.create_volume(new, &Unwatched).await;
         if self.end("create")
             && let Ok(record) = made
@@ -102,6 +103,23 @@ impl Actors {
             let volume = Volume::new(&name, blocks, &Content::new());
             self.ledger.borrow_mut().volumes.insert(record.uuid, volume);
         }
+    }
+
+    /// Mostly thin: the others write more than they are asked to.
+    fn kind(&self) -> VolumeKind {
+        match self.dice(8) {
+            0 => VolumeKind::Fixed,
+            1 => VolumeKind::Lazy,
+            _ => VolumeKind::Thin,
+        }
+    }
+
+    /// Whatever becomes of it, guests see no difference.
+    async fn convert(&self) {
+        let Some(volume) = self.any_volume(|v, live| !live && !v.template) else { return };
+        let (kind, lose) = (self.kind(), false);
+        drop(self.host.catalog.convert(volume, kind, lose, &Unwatched).await);
+        self.end("convert");
     }
 
     async fn connect(&self) {
@@ -140,7 +158,8 @@ impl Actors {
             .map(|v| (*v, self.ledger.borrow().volumes[v].history.borrow_mut().take()))
             .collect();
         self.begin(Pending::Snapshot { members: members.clone(), name: name.clone() });
-        let made = self.host.catalog.snapshot_create(&volumes, &name).await;
+        let space = if self.dice(4) == 0 { LeafSpace::AsItGrows } else { LeafSpace::AsTheKind };
+        let made = self.host.catalog.snapshot_create(&volumes, &name, space).await;
         if !self.end("snapshot") {
             return;
         }

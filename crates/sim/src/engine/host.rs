@@ -139,8 +139,7 @@ impl Host {
         let files = self.files(plan, Open::Write).await.map_err(|e| e.to_string())?;
         let memory: Rc<dyn LogMemory> = Rc::new(self.world.log(log, LOG));
         let access = Access::Write { memory, identity, state };
-        let open =
-            OpenChain { files, access, rules: self.rules, fixed_base: false, keep_space: false };
+        let open = self.chain(plan, files, access);
         Disk::open(self.world.local().clone(), open).await.map_err(|e| format!("open: {e}"))
     }
 
@@ -188,15 +187,24 @@ impl Host {
         };
         let plan = self.catalog.connect(request).await.map_err(|e| e.to_string())?;
         let files = self.files(&plan, Open::Read).await.map_err(|e| e.to_string())?;
-        let open = OpenChain {
-            files,
-            access: Access::ReadOnly,
-            rules: self.rules,
-            fixed_base: false,
-            keep_space: false,
-        };
+        let open = self.chain(&plan, files, Access::ReadOnly);
         let disk = Disk::open(self.world.local().clone(), open).await.map_err(|e| e.to_string())?;
         Ok((disk, plan.connection))
+    }
+
+    fn chain(
+        &self,
+        plan: &ConnectPlan,
+        files: Vec<Rc<dyn BlockFile>>,
+        access: Access,
+    ) -> OpenChain {
+        OpenChain {
+            files,
+            access,
+            rules: self.rules,
+            fixed_base: plan.layers.last().is_some_and(|base| base.fixed),
+            keep_space: plan.reserves,
+        }
     }
 
     /// The chain's files, base first.
