@@ -1,5 +1,5 @@
 //! Who takes part: Shale, and qemu-storage-daemon with three image formats. Each serves one disk on a
-//! unix socket; the client sees no difference.
+//! unix socket; the client sees no difference. And the bare file, for what the storage itself gives.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use e2e::process::{Owned, poll_until, run};
 use e2e::{Shale, need};
+
+use crate::fio;
 
 /// An image format of qemu-storage-daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +53,16 @@ enum Keep {
     },
     /// The volume's name; the system belongs to the caller.
     Volume(String),
+    /// A file that fio opens itself.
+    File,
+}
+
+/// No server at all: what the storage below gives. Its whole range is written first, or a file of holes
+/// would be measured.
+pub(crate) fn bare_file(dir: &Path) -> Result<Served> {
+    let path = dir.join("disk.file");
+    std::fs::File::create_new(&path)?;
+    Ok(Served { uri: format!("{}{}", fio::BARE, path.display()), keep: Keep::File })
 }
 
 /// qemu-storage-daemon on a new image.

@@ -1,4 +1,4 @@
-//! One run of fio's nbd engine, and its figures.
+//! One run of fio, with its nbd engine or on a bare file, and its figures.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,10 @@ use e2e::need;
 use e2e::process::run;
 use serde_json::Value;
 
-/// What fio does: always over one NBD connection.
+/// What a place begins with that is a file, reached without any server.
+pub(crate) const BARE: &str = "file:";
+
+/// What fio does: over one NBD connection, or on a bare file.
 #[derive(Clone, Debug)]
 pub(crate) struct Job {
     pub(crate) pattern: &'static str,
@@ -42,8 +45,13 @@ pub(crate) struct Figures {
 
 pub(crate) fn command(job: &Job, uri: &str, until: Until) -> Result<Command> {
     let mut command = Command::new(need::tool("/usr/bin/fio")?);
-    command.args(["--name=job", "--ioengine=nbd", "--output-format=json", "--group_reporting"]);
-    command.arg(format!("--uri={uri}"));
+    command.args(["--name=job", "--output-format=json", "--group_reporting"]);
+    match uri.strip_prefix(BARE) {
+        Some(path) => command
+            .args(["--ioengine=io_uring", "--direct=1"])
+            .arg(format!("--filename={}", path.replace(':', "\\:"))),
+        None => command.arg("--ioengine=nbd").arg(format!("--uri={uri}")),
+    };
     command.arg(format!("--rw={}", job.pattern)).arg(format!("--bs={}", job.block));
     command.arg(format!("--iodepth={}", job.depth)).arg(format!("--size={}", job.size));
     command.arg(format!("--randseed={}", job.seed)).arg("--norandommap");

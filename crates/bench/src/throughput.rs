@@ -13,7 +13,10 @@ use crate::report::Report;
 use crate::stats::Ratio;
 
 const GIB: u64 = 1 << 30;
+/// Disk of the cases that find everything written.
 const ALLOCATED: u64 = 4 * GIB;
+/// The same in memory.
+const IN_MEMORY: u64 = GIB;
 const FRESH: u64 = 16 * GIB;
 /// The file system for what a run allocates of [`FRESH`].
 const BLANK: u64 = 12 * GIB;
@@ -73,24 +76,25 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// A contestant's name and, for a case: its disk.
+/// Who takes part, and where its disks lie.
 struct Field<'a> {
     shale: Option<&'a Shale>,
     dir: &'a Path,
+    cache: Cache,
 }
 
 const SHALE: &str = "shale";
+/// No contestant, but the measure of what any of them can reach.
+const FILE: &str = "file";
 
 impl Field<'_> {
-    fn names(&self) -> Vec<&'static str> {
-        let peers = Format::ALL.iter().map(|format| format.name());
-        self.shale.map(|_| SHALE).into_iter().chain(peers).collect()
-    }
-
     /// A new disk of contestant `name`.
     fn disk(&self, name: &str, size: u64) -> Result<Served> {
+        if name == FILE {
+            return contestant::bare_file(self.dir);
+        }
         match (self.shale, Format::ALL.iter().find(|format| format.name() == name)) {
-            (_, Some(format)) => contestant::daemon(*format, self.dir, size, Cache::Direct),
+            (_, Some(format)) => contestant::daemon(*format, self.dir, size, self.cache),
             (Some(shale), None) => contestant::volume(shale, "disk", size),
             (None, None) => anyhow::bail!("{name} does not take part"),
         }
@@ -106,37 +110,18 @@ impl Field<'_> {
 }
 
 pub(crate) fn measure(options: &Options, report: &mut Report) -> Result<()> {
+    let wanted = |case: &Case| case.name.contains(&options.case);
+    let (fresh, allocated): (Vec<_>, Vec<_>) =
+        cases().into_iter().filter(wanted).partition(|case| case.fresh);
     let scratch = options.scratch(&options.dir)?;
-    let shale = if options.without_shale { None } else { Some(contestant::shale(scratch.path())?) };
-    let field = Field { shale: shale.as_ref(), dir: scratch.path() };
-    let cases: Vec<_> =
-        cases().into_iter().filter(|case| case.name.contains(&options.case)).collect();
-
     let mut table = Vec::new();
-    let (fresh, allocated): (Vec<_>, Vec<_>) = cases.into_iter().partition(|case| case.fresh);
     if !allocated.is_empty() {
-        let mut disks = Vec::new();
-        for name in field.names() {
-            let disk = field.disk(name, ALLOCATED)?;
-            fio::fill(&disk.uri, ALLOCATED)?;
-            disks.push((name, disk));
-        }
-        for case in &allocated {
-            let runs = rounds(options, &field.names(), |name, seed| {
-                let (_, disk) = disks.iter().find(|(of, _)| *of == name).expect("all have one");
-                run(options, case, &disk.uri, seed)
-            })?;
-            table.push(row(case, &runs));
-            report.progress(table.last().expect("just pushed"));
-        }
-        for (name, disk) in disks {
-            field.remove(name, disk)?;
-        }
+        table = on_written_disks(options, report, scratch.path(), Cache::Direct, &allocated)?;
     }
     if !fresh.is_empty() {
         let blank = BlankDisk::new(scratch.path(), BLANK)?;
         for case in &fresh {
-            let runs = rounds(options, &field.names(), |name, seed| {
+            let runs = rounds(options, &names(options), |name, seed| {
                 first_touch(options, case, &blank, name, seed)
             })?;
             table.push(row(case, &runs));
@@ -147,15 +132,75 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result<()> {
         "Throughput",
         "fio's nbd engine over one connection to a unix socket; images on a disk, opened for direct I/O; \
          for the first touch in a file system that is new for each run (ext4, a loop device with direct I/O). \
-         Medians over all rounds; a ratio is taken inside each round, median (lowest–highest).",
+         Medians over all rounds; a ratio is taken inside each round, median (lowest–highest). `file` is fio on \
+         a bare file (io_uring, direct), without any server: where it is no faster than the servers, the disk \
+         is what was measured.",
     );
-    let names = field.names();
+    report.table(&head(options), &table);
+
+    let small: Vec<Case> = allocated
+        .into_iter()
+        .map(|case| Case { job: Job { size: IN_MEMORY, ..case.job.clone() }, ..case })
+        .collect();
+    if small.is_empty() {
+        return Ok(());
+    }
+    let scratch = options.scratch(&options.memory)?;
+    let table = on_written_disks(options, report, scratch.path(), Cache::Buffered, &small)?;
+    report.section(
+        "Throughput in memory",
+        "The same with images on tmpfs, where no disk sets the pace: what the servers themselves cost.",
+    );
+    report.table(&head(options), &table);
+    Ok(())
+}
+
+fn names(options: &Options) -> Vec<&'static str> {
+    let shale = (!options.without_shale).then_some(SHALE);
+    shale.into_iter().chain(Format::ALL.iter().map(|format| format.name())).collect()
+}
+
+fn head(options: &Options) -> Vec<String> {
+    let names = names(options);
     let mut head = vec!["case".to_owned()];
     head.extend(names.iter().map(|name| (*name).to_owned()));
+    head.push(FILE.to_owned());
     head.extend(names.iter().filter(|name| **name != SHALE).map(|name| format!("shale / {name}")));
     head.push("aim".to_owned());
-    report.table(&head, &table);
-    Ok(())
+    head
+}
+
+/// Cases on disks that are written in full first.
+fn on_written_disks(
+    options: &Options,
+    report: &Report,
+    dir: &Path,
+    cache: Cache,
+    cases: &[Case],
+) -> Result<Vec<Vec<String>>> {
+    let shale = if options.without_shale { None } else { Some(contestant::shale(dir)?) };
+    let field = Field { shale: shale.as_ref(), dir, cache };
+    let size = cases.iter().map(|case| case.job.size).max().unwrap_or_default();
+    let mut disks = Vec::new();
+    for name in names(options).into_iter().chain([FILE]) {
+        let disk = field.disk(name, size)?;
+        fio::fill(&disk.uri, size)?;
+        disks.push((name, disk));
+    }
+    let mut table = Vec::new();
+    let all: Vec<&'static str> = disks.iter().map(|(name, _)| *name).collect();
+    for case in cases {
+        let runs = rounds(options, &all, |name, seed| {
+            let (_, disk) = disks.iter().find(|(of, _)| *of == name).expect("all have one");
+            run(options, case, &disk.uri, seed)
+        })?;
+        table.push(row(case, &runs));
+        report.progress(table.last().expect("just pushed"));
+    }
+    for (name, disk) in disks {
+        field.remove(name, disk)?;
+    }
+    Ok(table)
 }
 
 /// A run on an empty disk in an empty file system; Shale's whole system is new as well.
@@ -168,7 +213,7 @@ fn first_touch(
 ) -> Result<f64> {
     let mounted = blank.format()?;
     let mut shale = if name == SHALE { Some(contestant::shale(mounted.dir())?) } else { None };
-    let field = Field { shale: shale.as_ref(), dir: mounted.dir() };
+    let field = Field { shale: shale.as_ref(), dir: mounted.dir(), cache: Cache::Direct };
     let disk = field.disk(name, case.job.size)?;
     let value = run(options, case, &disk.uri, seed)?;
     drop(disk);
@@ -213,11 +258,13 @@ fn row(case: &Case, runs: &Runs) -> Vec<String> {
         Unit::MiB => " MiB/s",
     };
     let mut cells = vec![case.name.to_owned()];
-    for (_, values) in runs {
-        cells.push(format!("{:.0}{unit}", crate::stats::median(values)));
+    let median = |values: &Vec<f64>| format!("{:.0}{unit}", crate::stats::median(values));
+    cells.extend(runs.iter().map(|(_, values)| median(values)));
+    if runs.iter().all(|(name, _)| *name != FILE) {
+        cells.push("–".into());
     }
     let ours = runs.iter().find(|(name, _)| *name == SHALE).map(|(_, values)| values);
-    for (_, theirs) in runs.iter().filter(|(name, _)| *name != SHALE) {
+    for (_, theirs) in runs.iter().filter(|(name, _)| ![SHALE, FILE].contains(name)) {
         cells.push(ours.map_or("–".into(), |ours| Ratio::of_pairs(ours, theirs).to_string()));
     }
     let aims = case.aims.iter().map(|(peer, aim)| {
