@@ -123,7 +123,7 @@ impl Inner {
             Ok(()) => self.publish(piece, entry.place).await.map(|()| true),
             Err(error) if error.kind == IoErrorKind::NoSpace => {
                 drop(entry);
-                self.hold(caller).await?;
+                self.find_space(caller).await?;
                 Ok(false)
             }
             Err(error) => Err(error),

@@ -141,7 +141,8 @@ pub(crate) struct Inner {
     /// Requests that may change the leaf, from their ticket to their end.
     pub(crate) writers: Cell<usize>,
     pub(crate) refilling: Cell<bool>,
-    /// Dropped places that wait for older requests and their clearing.
+    /// Dropped places on their way to be free: the flush that makes their drop durable, older requests,
+    /// their clearing.
     pub(crate) settling: Cell<usize>,
     /// `gate`, `writers`, `refilling` or `settling` changed.
     pub(crate) changed: Event,

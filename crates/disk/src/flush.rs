@@ -124,23 +124,33 @@ impl Inner {
             (state.freeze(), Rc::clone(&state.chain.leaf().file))
         };
         let Some(frozen) = frozen else { return file.submit(Request::Flush).await };
-        file.submit(Request::Flush).await?;
-        if self.rules.d9_bitmap_before_bat {
-            write_bitmaps(&frozen).await?;
-            write_pages(&frozen).await?;
-        } else {
-            write_pages(&frozen).await?;
-            write_bitmaps(&frozen).await?;
+        // from here on: whoever looks for space must know that some is to come
+        self.settling.set(self.settling.get() + frozen.dropped.len());
+        if let Err(error) = self.write_through(&frozen).await {
+            self.settling.set(self.settling.get() - frozen.dropped.len());
+            self.changed.notify();
+            return Err(error);
         }
         if let (Some(half), Some(log)) = (&frozen.log, &mut self.state.borrow_mut().log) {
             log.trim(half);
         }
         for dropped in frozen.dropped {
-            self.settling.set(self.settling.get() + 1);
             let (inner, file) = (Rc::clone(self), Rc::clone(&frozen.file));
             drop(self.local.spawn(async move { inner.settle(&*file, dropped).await }));
         }
         Ok(())
+    }
+
+    /// The barrier behind the data, then what was frozen, in its order.
+    async fn write_through(&self, frozen: &FrozenMeta) -> Result<()> {
+        frozen.file.submit(Request::Flush).await?;
+        if self.rules.d9_bitmap_before_bat {
+            write_bitmaps(frozen).await?;
+            write_pages(frozen).await
+        } else {
+            write_pages(frozen).await?;
+            write_bitmaps(frozen).await
+        }
     }
 
     /// Clears a dropped place once nobody can be using it, and lets it be used again.

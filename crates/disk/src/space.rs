@@ -24,6 +24,9 @@ pub(crate) struct Place(Sector);
 const FIRST_BATCH: u32 = 2;
 const LARGEST_BATCH: u32 = 64;
 
+/// Where places end at the latest: BAT entries are 32-bit sector numbers.
+const LIMIT: Sector = Sector(1 << 32);
+
 impl Place {
     /// The place whose bitmap stands at `bitmap`, if bitmaps of ours can stand there.
     pub(crate) fn at_bitmap(bitmap: Sector) -> Option<Self> {
@@ -136,10 +139,13 @@ impl Space {
         self.ready.len() < self.batch as usize / 2
     }
 
-    /// What to reserve next: a run of free places, or of fresh ones at the end.
-    pub(crate) fn next_batch(&self) -> Batch {
+    /// What to reserve next: a run of free places, or of fresh ones at the end. None when nothing is
+    /// free and the file is as long as a BAT can say.
+    pub(crate) fn next_batch(&self) -> Option<Batch> {
         let Some(first) = self.free.first() else {
-            return Batch { from: Place(self.fresh), count: self.batch, at_end: true };
+            let left = LIMIT.0.saturating_sub(self.fresh.0) / BLOCK_STRIDE_SECTORS;
+            let count = self.batch.min(u32::try_from(left).unwrap_or(u32::MAX));
+            return (count > 0).then_some(Batch { from: Place(self.fresh), count, at_end: true });
         };
         let mut count = 1;
         let mut next = Place(first.end());
@@ -147,7 +153,7 @@ impl Space {
             count += 1;
             next = Place(next.end());
         }
-        Batch { from: *first, count, at_end: false }
+        Some(Batch { from: *first, count, at_end: false })
     }
 
     /// A batch was reserved.
@@ -173,6 +179,11 @@ impl Space {
     /// A place was dropped from the metadata in memory.
     pub(crate) fn drop_place(&mut self, dropped: Dropped) {
         self.dropped.push(dropped);
+    }
+
+    /// Whether places were dropped since the last freeze of the metadata.
+    pub(crate) fn has_dropped(&self) -> bool {
+        !self.dropped.is_empty()
     }
 
     /// What was dropped up to now; a freeze of the metadata takes it along.
@@ -240,10 +251,10 @@ mod tests {
         let taken = [place(0), place(3)].into_iter().collect();
         let mut space = Space::new(&image(), &taken);
         assert_eq!(space.unowned(), [ByteRange::new(place(1).0.bytes(), 2 * 4104 * 512)]);
-        let batch = space.next_batch();
+        let batch = space.next_batch().unwrap();
         assert_eq!(batch, Batch { from: place(1), count: 2, at_end: false });
         space.reserved(batch);
-        assert_eq!(space.next_batch(), Batch { from: place(4), count: 2, at_end: true });
+        assert_eq!(space.next_batch(), Some(Batch { from: place(4), count: 2, at_end: true }));
         assert_eq!(
             (space.take(), space.take(), space.take()),
             (Some(place(1)), Some(place(2)), None)
@@ -266,13 +277,27 @@ mod tests {
     #[test]
     fn a_refused_batch_shrinks_to_one_place_and_then_says_so() {
         let mut space = Space::new(&image(), &BTreeSet::new());
-        let first = space.next_batch();
+        let first = space.next_batch().unwrap();
         space.reserved(first);
-        let mut batch = space.next_batch();
+        let mut batch = space.next_batch().unwrap();
         assert_eq!(batch.count, 4);
         batch = space.smaller(batch).unwrap();
         batch = space.smaller(batch).unwrap();
         assert_eq!((batch.count, space.smaller(batch)), (1, None));
+    }
+
+    #[test]
+    fn no_place_ends_where_a_table_cannot_point_to() {
+        let mut space = Space::new(&image(), &BTreeSet::new());
+        space.fresh = Sector(LIMIT.0 - BLOCK_STRIDE_SECTORS - 8);
+        let last = space.next_batch().unwrap();
+        assert_eq!((last.count, last.from.end()), (1, Sector(LIMIT.0 - 8)));
+        assert!(last.from.bitmap().0 < u64::from(image::bat::UNALLOCATED));
+        space.reserved(last);
+        assert_eq!(space.next_batch(), None);
+        // what was freed below is a place again
+        space.freed(place(0));
+        assert_eq!(space.next_batch(), Some(Batch { from: place(0), count: 1, at_end: false }));
     }
 
     #[test]
@@ -293,8 +318,8 @@ mod tests {
     fn closing_cuts_what_lies_behind_the_last_block() {
         let taken = [place(0), place(2)].into_iter().collect();
         let mut space = Space::new(&image(), &taken);
-        space.reserved(space.next_batch());
-        space.reserved(space.next_batch());
+        space.reserved(space.next_batch().unwrap());
+        space.reserved(space.next_batch().unwrap());
         assert_eq!(space.give_back(place(2).end()), [place(1)]);
         assert_eq!(space.end(), place(3).0);
     }

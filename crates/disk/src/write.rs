@@ -5,7 +5,9 @@ use std::rc::Rc;
 use futures_util::future::join_all;
 use image::owner::{BlockState, Source};
 use image::{BLOCK_SECTORS, BlockIndex};
-use io::{BlockFile, ByteOffset, ByteRange, Durability, IoBuf, IoErrorKind, Request, Result};
+use io::{
+    BlockFile, ByteOffset, ByteRange, Durability, IoBuf, IoError, IoErrorKind, Request, Result,
+};
 
 use crate::disk::{Caller, Gate, Inner, Piece, Writer, file_offset, pieces};
 use crate::log::Record;
@@ -16,6 +18,17 @@ pub(crate) struct Entry {
     _writer: Writer,
     pub(crate) file: Rc<dyn BlockFile>,
     pub(crate) place: Place,
+}
+
+/// What came of reserving places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reserved {
+    /// There are some.
+    Places,
+    /// The store has no space for a single one.
+    StoreFull,
+    /// The file has no range left that a BAT can name.
+    FileFull,
 }
 
 impl Inner {
@@ -70,7 +83,7 @@ impl Inner {
                 // a hole inside a block needs space again, and the store is full
                 Err(error) if error.kind == IoErrorKind::NoSpace => {
                     drop(entry);
-                    self.hold(caller).await?;
+                    self.find_space(caller).await?;
                 }
                 Err(error) => return Err(error),
             }
@@ -117,7 +130,7 @@ impl Inner {
         Some(Entry { _writer: self.writer(), file, place })
     }
 
-    /// Has places reserved, or waits until the store has space.
+    /// Has places reserved, or waits until there may be space.
     async fn refill(self: &Rc<Self>, caller: &Caller) -> Result<()> {
         if self.refilling.get() {
             let changed = self.changed.listen();
@@ -128,37 +141,68 @@ impl Inner {
         let outcome = self.reserve_batch().await;
         self.refilling.set(false);
         self.changed.notify();
-        match outcome {
-            Err(error) if error.kind == IoErrorKind::NoSpace => self.hold(caller).await,
-            other => other,
+        match outcome? {
+            Reserved::Places => Ok(()),
+            Reserved::StoreFull => self.find_space(caller).await,
+            Reserved::FileFull => match self.reclaim().await? {
+                true => Ok(()),
+                // no space on the store would help: to hold the request would be to hold it for ever
+                false => Err(IoError::new(
+                    IoErrorKind::NoSpace,
+                    "the layer's file is as long as a VHD can be, 2 TiB, and nothing in it is free: \
+                     reconnect the volume, then all that was discarded is free again",
+                )),
+            },
         }
+    }
+
+    /// Waits until there may be space on the store. The caller holds no ticket and resolves again
+    /// (rule L4).
+    pub(crate) async fn find_space(self: &Rc<Self>, caller: &Caller) -> Result<()> {
+        if self.reclaim().await? { Ok(()) } else { self.hold(caller).await }
+    }
+
+    /// Makes free what was dropped and is not free yet. That takes a flush (rule D6), and the guest may
+    /// send none before the very write ended that waits for the space. False: nothing was dropped.
+    async fn reclaim(self: &Rc<Self>) -> Result<bool> {
+        let dropped = self.state.borrow().space.has_dropped();
+        if !dropped && self.settling.get() == 0 {
+            return Ok(false);
+        }
+        self.flush().await?;
+        while self.settling.get() > 0 {
+            self.changed.listen().await;
+        }
+        Ok(true)
     }
 
     /// Reserves before places run out, so that no request waits for it. Its failure is found by the
     /// request that needs the place.
     async fn refill_ahead(self: Rc<Self>) {
-        if let Err(error) = self.reserve_batch().await {
-            tracing::debug!(%error, "reserving ahead");
+        match self.reserve_batch().await {
+            Ok(reserved) => tracing::trace!(?reserved, "reserving ahead"),
+            Err(error) => tracing::debug!(%error, "reserving ahead"),
         }
         self.refilling.set(false);
         self.changed.notify();
     }
 
-    async fn reserve_batch(&self) -> Result<()> {
-        let (file, mut batch) = {
+    async fn reserve_batch(&self) -> Result<Reserved> {
+        let (file, batch) = {
             let state = self.state.borrow();
             (Rc::clone(&state.chain.leaf().file), state.space.next_batch())
         };
+        let Some(mut batch) = batch else { return Ok(Reserved::FileFull) };
         loop {
             match file.reserve(batch.bytes()).await {
                 Ok(()) => {
                     self.state.borrow_mut().space.reserved(batch);
-                    return Ok(());
+                    return Ok(Reserved::Places);
                 }
                 Err(error) if error.kind == IoErrorKind::NoSpace => {
                     match self.state.borrow_mut().space.smaller(batch) {
                         Some(smaller) => batch = smaller,
-                        None => return Err(error),
+                        None => return Ok(Reserved::StoreFull),
                     }
                 }
                 Err(error) => return Err(error),

@@ -1,4 +1,5 @@
-//! Chains by hand, in the simulated world: sizes that differ, space that runs out, the cost of reads.
+//! Chains by hand, in the simulated world: sizes that differ, space that runs out, writes that fail or
+//! whose callers go away, the cost of reads.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::cell::Cell;
@@ -9,7 +10,7 @@ use image::{ParentRef, SectorCount, Timestamp, Uuid, create};
 use io::sim::{SimSpace, SimWorld};
 use io::{
     BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, Clear, Durability, ExtentKind, IoBuf,
-    Request,
+    IoErrorKind, Request,
 };
 
 const BLOCK: u64 = 2 << 20;
@@ -43,7 +44,7 @@ async fn open(world: &SimWorld, files: Vec<Rc<dyn BlockFile>>, rules: Rules) -> 
         generation: 1,
         log: Uuid::from_u128(files.len() as u128),
     };
-    let memory = Rc::new(world.log(&format!("log{}", files.len()), 64 << 10));
+    let memory = Rc::new(world.log(&format!("log{}", files.len()), 1 << 20));
     let access = Access::Write { memory, identity, state: LogState::Clean };
     Disk::open(
         world.local().clone(),
@@ -53,10 +54,17 @@ async fn open(world: &SimWorld, files: Vec<Rc<dyn BlockFile>>, rules: Rules) -> 
     .unwrap()
 }
 
-async fn write(disk: &Disk, at: u64, byte: u8, len: usize) {
+fn writing(at: u64, byte: u8, len: usize) -> Request {
     let from = IoBuf::copied(&vec![byte; len]);
-    let request = Request::Write { at: ByteOffset(at), from, durability: Durability::Cached };
-    disk.submit(request).await.unwrap();
+    Request::Write { at: ByteOffset(at), from, durability: Durability::Cached }
+}
+
+async fn write(disk: &Disk, at: u64, byte: u8, len: usize) {
+    disk.submit(writing(at, byte, len)).await.unwrap();
+}
+
+async fn discard(disk: &Disk, range: ByteRange, durability: Durability) {
+    disk.submit(Request::Clear { range, how: Clear::Deallocate, durability }).await.unwrap();
 }
 
 async fn read(disk: &Disk, at: u64, len: usize) -> Vec<u8> {
@@ -124,15 +132,119 @@ fn a_full_store_holds_only_what_needs_space() {
         disk.gate().await.unwrap();
         disk.ungate();
         // the guest itself frees a block: that is space too
-        let range = ByteRange::new(2 * BLOCK, BLOCK);
-        let clear =
-            Request::Clear { range, how: Clear::Deallocate, durability: Durability::Durable };
-        disk.submit(clear).await.unwrap();
+        discard(&disk, ByteRange::new(2 * BLOCK, BLOCK), Durability::Durable).await;
         waiting.await;
         assert_eq!(held.get(), 0);
         assert_eq!(read(&disk, 5 * BLOCK, 4096).await, vec![9; 4096]);
         assert_eq!(read(&disk, 2 * BLOCK, 4096).await, vec![0; 4096]);
         assert_eq!(read(&disk, BLOCK, 4096).await, vec![2; 4096]);
+    });
+}
+
+/// A file system in ordered mode writes before it flushes: the flush that frees what it discarded
+/// must not be waited for.
+#[test]
+fn n1_discarded_space_serves_the_writes_of_a_full_store() {
+    let (executor, world) = SimWorld::start(2);
+    executor.block_on(async {
+        let space = world.add_space(ByteCount::mib(7));
+        let base = layer(&space, 1, 16 * BLOCK, None).await;
+        let disk = open(&world, vec![base], Rules::all()).await;
+        let held = Rc::new(Cell::new(0));
+        let most = Rc::clone(&held);
+        disk.on_held(move |count| most.set(most.get().max(count)));
+        for block in 0..3 {
+            write(&disk, block * BLOCK, 1, 4096).await;
+        }
+        discard(&disk, ByteRange::new(0, 3 * BLOCK), Durability::Cached).await;
+        for block in 5..8 {
+            write(&disk, block * BLOCK, 9, 4096).await;
+        }
+        assert_eq!(held.get(), 0, "there was space enough all the time");
+        // a hole in a place needs space again, and the store is full once more
+        let hole = ByteRange::new(5 * BLOCK, 1 << 20);
+        discard(&disk, hole, Durability::Cached).await;
+        space.set_capacity(space.used());
+        discard(&disk, ByteRange::new(6 * BLOCK, BLOCK), Durability::Cached).await;
+        write(&disk, 5 * BLOCK, 7, 4096).await;
+        discard(&disk, ByteRange::new(7 * BLOCK, BLOCK), Durability::Cached).await;
+        space.set_capacity(space.used());
+        let how = Clear::KeepSpace;
+        let range = ByteRange::new(5 * BLOCK + 8192, 4096);
+        disk.submit(Request::Clear { range, how, durability: Durability::Cached }).await.unwrap();
+        assert_eq!(held.get(), 0);
+        assert_eq!(read(&disk, 5 * BLOCK, 4096).await, vec![7; 4096]);
+        assert_eq!(read(&disk, 6 * BLOCK, 4096).await, vec![0; 4096]);
+    });
+}
+
+/// A disk of the largest size, whose blocks stand as `place` says: first sectors of their metadata.
+/// `without` have none.
+async fn largest_disk(
+    space: &SimSpace,
+    without: std::ops::Range<u64>,
+    place: impl Fn(&image::LayerImage, u64) -> u64,
+) -> Rc<dyn BlockFile> {
+    let size = 2040 << 30;
+    let now = Timestamp::default();
+    let image = create::dynamic(Uuid::from_u128(1), SectorCount(size / 512), now).unwrap().image;
+    let file = layer(space, 1, size, None).await;
+    let entry = |block| match without.contains(&block) {
+        true => image::bat::UNALLOCATED,
+        false => u32::try_from(place(&image, block) + 7).unwrap(),
+    };
+    let blocks = size / BLOCK;
+    let bat: Vec<u8> = (0..blocks).flat_map(|block| entry(block).to_be_bytes()).collect();
+    for (at, piece) in (image.bat_at.bytes()..).step_by(1 << 20).zip(bat.chunks(1 << 20)) {
+        let (at, from) = (ByteOffset(at), IoBuf::copied(piece));
+        file.submit(Request::Write { at, from, durability: Durability::Cached }).await.unwrap();
+    }
+    let end = (0..blocks).map(|block| place(&image, block)).max().unwrap() + 4104;
+    file.truncate(ByteCount(end * 512)).await.unwrap();
+    file
+}
+
+/// 2 TiB of file are 2052 places more than the largest disk has blocks: whoever discards and writes
+/// more than that between two flushes is served from what was discarded.
+#[test]
+fn no_discards_and_writes_lead_past_two_tib() {
+    let (executor, world) = SimWorld::start(1);
+    executor.block_on(async {
+        let space = world.add_space(ByteCount::mib(4 << 20));
+        let file = largest_disk(&space, 0..0, |image, block| image.first_free.0 + block * 4104);
+        let disk = open(&world, vec![file.await], Rules::all()).await;
+        let blocks = 2200;
+        discard(&disk, ByteRange::new(0, blocks * BLOCK), Durability::Cached).await;
+        for block in 0..blocks {
+            write(&disk, block * BLOCK, 9, 512).await;
+        }
+        disk.submit(Request::Flush).await.unwrap();
+        assert_eq!(read(&disk, (blocks - 1) * BLOCK, 1024).await, [[9; 512], [0; 512]].concat());
+    });
+}
+
+/// Where nothing is free below 2 TiB no space on the store would help: the guest is told.
+#[test]
+fn a_file_that_cannot_grow_is_no_full_store() {
+    let (executor, world) = SimWorld::start(1);
+    executor.block_on(async {
+        let space = world.add_space(ByteCount::mib(4 << 20));
+        // gaps of a page or two behind each block eat all that a further place could stand in
+        let wide = 7600;
+        let file = largest_disk(&space, 7..8, |image, block| {
+            let block = block - u64::from(block > 7);
+            image.first_free.0 + block * 4112 + block.min(wide) * 8
+        });
+        let disk = open(&world, vec![file.await], Rules::all()).await;
+        let error = disk.submit(writing(7 * BLOCK, 1, 512)).await.unwrap_err();
+        assert_eq!((error.kind, disk.stats().held), (IoErrorKind::NoSpace, 0), "{error}");
+        // what has its place is written, and a discarded block's place serves the one without
+        write(&disk, 6 * BLOCK, 1, 512).await;
+        discard(&disk, ByteRange::new(6 * BLOCK, BLOCK), Durability::Cached).await;
+        write(&disk, 7 * BLOCK, 2, 512).await;
+        assert_eq!(read(&disk, 7 * BLOCK, 512).await, [2; 512]);
+        let error = disk.submit(writing(6 * BLOCK, 1, 512)).await.unwrap_err();
+        assert_eq!(error.kind, IoErrorKind::NoSpace, "{error}");
     });
 }
 
@@ -155,7 +267,7 @@ fn a_closing_disk_answers_what_it_holds() {
             world.delay(std::time::Duration::ZERO, std::time::Duration::from_micros(50)).await;
         }
         disk.close().await.unwrap();
-        assert_eq!(waiting.await.unwrap_err().kind, io::IoErrorKind::Closed);
+        assert_eq!(waiting.await.unwrap_err().kind, IoErrorKind::Closed);
     });
 }
 
