@@ -87,8 +87,9 @@ impl Inner {
             return Step::InPlace;
         }
         if state.chain.leaf().table.get(block).is_none() {
-            // only assigned: the write that goes there overlaps this request, and will come after it
-            return Step::Done;
+            // only assigned, to a write that is under way or to one that failed: what a failed write
+            // left there would be the block's content again with the next write to another sector
+            return Step::InPlace;
         }
         if self.rules.d3_log_removals
             && let Some(log) = &mut state.log

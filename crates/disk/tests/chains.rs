@@ -249,6 +249,25 @@ fn a_file_that_cannot_grow_is_no_full_store() {
 }
 
 #[test]
+fn d9_zeroes_after_a_failed_write_stay_zero() {
+    for seed in 0..20 {
+        let (executor, world) = SimWorld::start(seed);
+        executor.block_on(async {
+            let space = world.add_space(ByteCount::mib(100));
+            let base = layer(&space, 1, 4 * BLOCK, None).await;
+            let disk = open(&world, vec![base], Rules::all()).await;
+            space.faults().fail_write(1);
+            disk.submit(writing(0, 7, 65536)).await.unwrap_err();
+            discard(&disk, ByteRange::new(0, BLOCK), Durability::Durable).await;
+            assert_eq!(read(&disk, 0, 65536).await, vec![0; 65536]);
+            // another sector of the block makes its place visible
+            write(&disk, BLOCK - 4096, 9, 4096).await;
+            assert!(read(&disk, 0, 65536).await == [0; 65536], "seed {seed}: old bytes are back");
+        });
+    }
+}
+
+#[test]
 fn a_closing_disk_answers_what_it_holds() {
     let (executor, world) = SimWorld::start(3);
     executor.block_on(async {
