@@ -7,7 +7,8 @@ use futures_util::future::join_all;
 use image::owner::{BlockState, Place as Found};
 use io::{ByteRange, Clear, Durability, IoErrorKind, Request, Result};
 
-use crate::disk::{Caller, Gate, Inner, Piece, pieces, sectors_in_block};
+use crate::caller::Caller;
+use crate::disk::{Gate, Inner, Piece, pieces, sectors_in_block};
 use crate::log::Record;
 use crate::space::Dropped;
 
@@ -47,14 +48,14 @@ impl Inner {
             ended.into_iter().collect::<Result<Vec<()>>>()?;
         }
         if durability == Durability::Durable {
-            self.guest_flush().await?;
+            self.guest_flush(caller).await?;
         }
         Ok(())
     }
 
     async fn clear_piece(self: &Rc<Self>, piece: Piece, how: Clear, caller: &Caller) -> Result<()> {
         loop {
-            self.pass_gate().await?;
+            self.pass_gate(caller).await?;
             self.resolve(piece.block).await?;
             if self.gate.get() != Gate::Open {
                 continue;

@@ -2,18 +2,16 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
-use std::future::Future;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
 
 use image::owner::{BlockState, OwnerMap, Slot};
 use image::{BLOCK_SECTORS, BlockIndex, Kind, SECTOR, SectorCount, Trust};
 use io::{
     BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, DeviceInfo, Extent, Io, IoError,
-    IoErrorKind, Local, LogMemory, Request, Result, Task,
+    IoErrorKind, Local, LogMemory, Request, Result,
 };
 
+use crate::caller::Caller;
 use crate::chain::{Chain, Layer, layer_blocks, read_bitmaps};
 use crate::error::OpenError;
 use crate::event::{Event, Ticket, Tickets};
@@ -144,7 +142,9 @@ pub(crate) struct Inner {
     /// Dropped places on their way to be free: the flush that makes their drop durable, older requests,
     /// their clearing.
     pub(crate) settling: Cell<usize>,
-    /// `gate`, `writers`, `refilling` or `settling` changed.
+    /// Requests under way whose callers went away.
+    pub(crate) left_behind: Cell<usize>,
+    /// `gate`, `writers`, `refilling`, `settling` or `left_behind` changed.
     pub(crate) changed: Event,
     pub(crate) flushes: Flushes,
     pub(crate) space_freed: Event,
@@ -230,6 +230,7 @@ impl Disk {
             writers: Cell::new(0),
             refilling: Cell::new(false),
             settling: Cell::new(0),
+            left_behind: Cell::new(0),
             changed: Event::default(),
             flushes: Flushes::default(),
             space_freed: Event::default(),
@@ -289,10 +290,11 @@ impl Inner {
         ByteCount(self.state.borrow().chain.leaf().image.size.bytes())
     }
 
-    /// Waits while the gate is shut.
-    pub(crate) async fn pass_gate(&self) -> Result<()> {
+    /// Waits while the gate is shut. A request whose caller went away begins nothing any more.
+    pub(crate) async fn pass_gate(&self, caller: &Caller) -> Result<()> {
         loop {
             match self.gate.get() {
+                _ if caller.is_gone() => return Err(closed()),
                 Gate::Open => return Ok(()),
                 Gate::Closed => return Err(closed()),
                 Gate::Shut => self.changed.listen().await,
@@ -309,7 +311,7 @@ impl Inner {
     }
 
     /// Waits until space may be there again. The caller holds no ticket and resolves again (rule L4).
-    /// A request whose caller went away is not held: it must not run beside its successor's.
+    /// A request whose caller went away is not held.
     pub(crate) async fn hold(&self, caller: &Caller) -> Result<()> {
         self.set_held(self.held.get() + 1);
         let freed = self.space_freed.listen();
@@ -445,51 +447,6 @@ pub(crate) fn closed() -> IoError {
     IoError::new(IoErrorKind::Closed, "the disk was closed")
 }
 
-/// Whoever waits for a request.
-#[derive(Debug, Default)]
-pub(crate) struct Caller(Cell<bool>);
-
-impl Caller {
-    fn is_gone(&self) -> bool {
-        self.0.get()
-    }
-}
-
-/// A request that runs to its end by itself; dropping this says that nobody waits for it any more.
-struct Attended {
-    task: Task<Result<()>>,
-    caller: Rc<Caller>,
-    inner: Rc<Inner>,
-}
-
-impl Future for Attended {
-    type Output = Result<()>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        Pin::new(&mut self.task).poll(cx)
-    }
-}
-
-impl Drop for Attended {
-    fn drop(&mut self) {
-        self.caller.0.set(true);
-        if self.inner.held.get() > 0 {
-            self.inner.changed.notify();
-        }
-    }
-}
-
-impl Disk {
-    fn attended<F: Future<Output = Result<()>> + 'static>(
-        &self,
-        request: impl FnOnce(Rc<Caller>) -> F,
-    ) -> Attended {
-        let caller = Rc::new(Caller::default());
-        let task = self.inner.local.spawn(request(Rc::clone(&caller)));
-        Attended { task, caller, inner: Rc::clone(&self.inner) }
-    }
-}
-
 impl BlockDevice for Disk {
     fn info(&self) -> DeviceInfo {
         let leaf = {
@@ -510,29 +467,32 @@ impl BlockDevice for Disk {
     fn submit(&self, request: Request) -> Io<'_, Result<()>> {
         let inner = Rc::clone(&self.inner);
         match request {
-            Request::Read { at, into } => Box::pin(async move { inner.read(at, &into).await }),
-            // what changes the leaf runs to its end even if the caller loses interest: its ticket must
-            // outlive its I/O
+            Request::Read { at, into } => Box::pin(async move {
+                inner.follow().await;
+                inner.read(at, &into).await
+            }),
             Request::Write { at, from, durability } => {
-                Box::pin(self.attended(|caller| async move {
+                Box::pin(self.attended(move |caller| async move {
                     inner.write(at, &from, durability, &caller).await
                 }))
             }
             Request::Clear { range, how, durability } => {
-                Box::pin(self.attended(|caller| async move {
+                Box::pin(self.attended(move |caller| async move {
                     inner.clear(range, how, durability, &caller).await
                 }))
             }
-            Request::Flush => {
-                let local = inner.local.clone();
-                Box::pin(local.spawn(async move { inner.guest_flush().await }))
-            }
+            Request::Flush => Box::pin(
+                self.attended(move |caller| async move { inner.guest_flush(&caller).await }),
+            ),
         }
     }
 
     fn extents(&self, range: ByteRange) -> Io<'_, Result<Vec<Extent>>> {
         let inner = Rc::clone(&self.inner);
-        Box::pin(async move { inner.extents(range).await })
+        Box::pin(async move {
+            inner.follow().await;
+            inner.extents(range).await
+        })
     }
 }
 

@@ -18,6 +18,7 @@ use futures_util::stream::{TryStreamExt, iter};
 use image::{Bitmap, BlockIndex, PAGE, Sector};
 use io::{BlockFile, Clear, Durability, IoBuf, IoError, IoErrorKind, Request, Result};
 
+use crate::caller::Caller;
 use crate::disk::{Inner, State, file_offset};
 use crate::event::Event;
 use crate::log::Frozen;
@@ -73,9 +74,9 @@ struct FrozenMeta {
 
 impl Inner {
     /// A flush that the guest asked for.
-    pub(crate) async fn guest_flush(self: &Rc<Self>) -> Result<()> {
+    pub(crate) async fn guest_flush(self: &Rc<Self>, caller: &Caller) -> Result<()> {
         self.stats.borrow_mut().flushes += 1;
-        self.pass_gate().await?;
+        self.pass_gate(caller).await?;
         self.flush().await
     }
 

@@ -13,10 +13,12 @@
 //! - no completion is told before the log can replay it (D2, D3), and no flush after a failed one
 //!   succeeds (D7);
 //! - a place in the file is reused only when its drop is durable and older requests ended (D6);
+//! - what a caller left behind ends before anything later begins (P4);
 //! - a request that waits for space or for the gate holds no ticket and resolves again (L4).
 //!
 //! This crate knows no names, no records and no datastore: it gets open files and gives back a device.
 
+mod caller;
 mod chain;
 mod clear;
 mod disk;

@@ -23,6 +23,8 @@ pub struct Rules {
     pub d8_grown_range_is_zero: bool,
     /// D9: bitmaps are durable before the BAT entries that name them.
     pub d9_bitmap_before_bat: bool,
+    /// P4: nothing begins while a request runs that its caller left behind.
+    pub p4_left_behind_first: bool,
 }
 
 impl Rules {
@@ -39,6 +41,7 @@ impl Rules {
             d7_poison: true,
             d8_grown_range_is_zero: true,
             d9_bitmap_before_bat: true,
+            p4_left_behind_first: true,
         }
     }
 }

@@ -9,7 +9,8 @@ use io::{
     BlockFile, ByteOffset, ByteRange, Durability, IoBuf, IoError, IoErrorKind, Request, Result,
 };
 
-use crate::disk::{Caller, Gate, Inner, Piece, Writer, file_offset, pieces};
+use crate::caller::Caller;
+use crate::disk::{Gate, Inner, Piece, Writer, file_offset, pieces};
 use crate::log::Record;
 use crate::space::Place;
 
@@ -59,7 +60,7 @@ impl Inner {
             }
         }
         if durability == Durability::Durable {
-            self.guest_flush().await?;
+            self.guest_flush(caller).await?;
         }
         Ok(())
     }
@@ -98,7 +99,7 @@ impl Inner {
         caller: &Caller,
     ) -> Result<Entry> {
         loop {
-            self.pass_gate().await?;
+            self.pass_gate(caller).await?;
             self.resolve(block).await?;
             if self.gate.get() != Gate::Open {
                 continue;

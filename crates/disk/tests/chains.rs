@@ -4,8 +4,10 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use disk::{Access, Disk, LogIdentity, LogState, OpenChain, Rules};
+use futures_util::poll;
 use image::{ParentRef, SectorCount, Timestamp, Uuid, create};
 use io::sim::{SimSpace, SimWorld};
 use io::{
@@ -123,7 +125,7 @@ fn a_full_store_holds_only_what_needs_space() {
             world.local().spawn(async move { write(&disk, 5 * BLOCK, 9, 4096).await })
         };
         while held.get() == 0 {
-            world.delay(std::time::Duration::ZERO, std::time::Duration::from_micros(50)).await;
+            world.delay(Duration::ZERO, Duration::from_micros(50)).await;
         }
         assert_eq!(disk.stats().held, 1);
         // what has its place goes on, flushes and snapshots' gates too
@@ -268,6 +270,62 @@ fn d9_zeroes_after_a_failed_write_stay_zero() {
 }
 
 #[test]
+fn p4_what_a_caller_left_behind_ends_before_anything_later_begins() {
+    for seed in 0..40 {
+        let (executor, world) = SimWorld::start(seed);
+        executor.block_on(async {
+            let space = world.add_space(ByteCount::mib(100));
+            let base = layer(&space, 1, 4 * BLOCK, None).await;
+            let disk = open(&world, vec![base], Rules::all()).await;
+            write(&disk, 0, 1, 4096).await;
+            let mut old = disk.submit(writing(0, 2, 4096));
+            assert!(poll!(&mut old).is_pending());
+            world.delay(Duration::ZERO, Duration::from_micros(30)).await;
+            drop(old);
+            let expected = if seed % 2 == 0 {
+                write(&disk, 0, 3, 4096).await;
+                vec![3; 4096]
+            } else {
+                read(&disk, 0, 4096).await
+            };
+            world.delay(Duration::from_millis(50), Duration::from_millis(60)).await;
+            assert!(read(&disk, 0, 4096).await == expected, "seed {seed}: it changed afterwards");
+        });
+    }
+}
+
+#[test]
+fn p4_what_was_left_behind_and_has_not_begun_never_begins() {
+    let (executor, world) = SimWorld::start(5);
+    executor.block_on(async {
+        let space = world.add_space(ByteCount::mib(3));
+        let base = layer(&space, 1, 16 * BLOCK, None).await;
+        let disk = open(&world, vec![base], Rules::all()).await;
+        write(&disk, 0, 1, 4096).await;
+        let mut waits_for_space = disk.submit(writing(3 * BLOCK, 2, 4096));
+        while disk.stats().held == 0 {
+            assert!(poll!(&mut waits_for_space).is_pending());
+            world.delay(Duration::ZERO, Duration::from_micros(50)).await;
+        }
+        drop(waits_for_space);
+        write(&disk, 0, 3, 4096).await;
+        assert_eq!(disk.stats().held, 0);
+
+        disk.gate().await.unwrap();
+        let mut at_the_gate = [disk.submit(writing(0, 4, 4096)), disk.submit(Request::Flush)];
+        for request in &mut at_the_gate {
+            assert!(poll!(request).is_pending());
+        }
+        world.delay(Duration::from_millis(1), Duration::from_millis(1)).await;
+        drop(at_the_gate);
+        assert_eq!(read(&disk, 0, 4096).await, [3; 4096]);
+        disk.ungate();
+        disk.submit(Request::Flush).await.unwrap();
+        assert_eq!(read(&disk, 0, 4096).await, [3; 4096]);
+    });
+}
+
+#[test]
 fn a_closing_disk_answers_what_it_holds() {
     let (executor, world) = SimWorld::start(3);
     executor.block_on(async {
@@ -283,7 +341,7 @@ fn a_closing_disk_answers_what_it_holds() {
             world.local().spawn(async move { disk.submit(request).await })
         };
         while disk.stats().held == 0 {
-            world.delay(std::time::Duration::ZERO, std::time::Duration::from_micros(50)).await;
+            world.delay(Duration::ZERO, Duration::from_micros(50)).await;
         }
         disk.close().await.unwrap();
         assert_eq!(waiting.await.unwrap_err().kind, IoErrorKind::Closed);

@@ -10,10 +10,12 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use disk::{Access, Disk, LogIdentity, LogState, OpenChain, OpenError, Rules};
 use futures_util::future::join_all;
+use futures_util::poll;
 use image::{ParentRef, SectorCount, Timestamp, Uuid, create};
 use io::sim::{FileId, SimLog, SimSpace, SimWorld, SplitMix64, Survivors};
 use io::{
@@ -83,6 +85,8 @@ struct Life {
     next_value: Rc<Cell<u64>>,
     busy: RefCell<Vec<(u64, u64)>>,
     snapshots: bool,
+    /// What a guest saw and must not have seen.
+    violation: RefCell<Option<String>>,
 }
 
 impl Life {
@@ -122,13 +126,14 @@ impl Life {
                 12..=14 => self.clear(true).await,
                 15..=16 => self.flush().await,
                 17 if self.snapshots => self.snapshot().await,
+                18 => self.go_away().await,
                 _ => self.world.delay(Duration::ZERO, Duration::from_micros(400)).await,
             }
         }
     }
 
-    async fn write(&self) {
-        let Some((at, len)) = self.pick(false) else { return };
+    /// A write that the model knows of, and its value.
+    fn writing(&self, at: u64, len: u64) -> (u64, Request) {
         let value = self.next_value.get();
         self.next_value.set(value + 1);
         let from = IoBuf::zeroed(usize::try_from(len * 512).unwrap());
@@ -139,9 +144,40 @@ impl Life {
         let durable = self.dice(8) == 0;
         let durability = if durable { Durability::Durable } else { Durability::Cached };
         self.model.borrow_mut().submit(at, len, value);
-        let request = Request::Write { at: ByteOffset(at * 512), from, durability };
+        (value, Request::Write { at: ByteOffset(at * 512), from, durability })
+    }
+
+    async fn write(&self) {
+        let Some((at, len)) = self.pick(false) else { return };
+        let (value, request) = self.writing(at, len);
         if self.disk.submit(request).await.is_ok() && !self.world.is_stopped() {
             self.model.borrow_mut().acknowledge(at, len, value);
+        }
+        self.done((at, len));
+    }
+
+    /// A client goes away in the middle of a write. Its successor reads what is there now, and finds
+    /// the same later, whatever the device still had under way.
+    async fn go_away(&self) {
+        let Some((at, len)) = self.pick(false) else { return };
+        let (value, request) = self.writing(at, len);
+        let mut left_behind = self.disk.submit(request);
+        drop(poll!(&mut left_behind));
+        self.world.delay(Duration::ZERO, Duration::from_micros(300)).await;
+        let ended = poll!(&mut left_behind);
+        if matches!(ended, Poll::Ready(Ok(()))) && !self.world.is_stopped() {
+            self.model.borrow_mut().acknowledge(at, len, value);
+        }
+        drop(left_behind);
+        let into = IoBuf::zeroed(usize::try_from(len * 512).unwrap());
+        let read = || Request::Read { at: ByteOffset(at * 512), into: into.clone() };
+        if self.disk.submit(read()).await.is_ok() {
+            let first = into.to_vec();
+            self.world.delay(Duration::ZERO, Duration::from_micros(600)).await;
+            if self.disk.submit(read()).await.is_ok() && into.to_vec() != first {
+                *self.violation.borrow_mut() =
+                    Some(format!("sectors {at}+{len} changed after a successor had read them"));
+            }
         }
         self.done((at, len));
     }
@@ -407,6 +443,7 @@ fn run(seed: u64, rules: Rules) -> Result<(), String> {
             next_value: Rc::clone(&next_value),
             busy: RefCell::default(),
             snapshots,
+            violation: RefCell::default(),
         });
         world.halt_at(world.events() + rng.between(1, 700));
         let guests = async {
@@ -414,6 +451,9 @@ fn run(seed: u64, rules: Rules) -> Result<(), String> {
             disk.close().await
         };
         let ended = executor.run_until_halt(guests);
+        if let Some(violation) = life_state.violation.take() {
+            return Err(format!("life {life}: {violation}"));
+        }
         let mut bytes = vec![0; LOG];
         memory.read(0, &mut bytes);
         stale_log = last_log.replace(bytes);
@@ -514,3 +554,4 @@ rule_matters!(d5_unowned_ranges_are_zeroed, d5_zero_unowned);
 rule_matters!(d6_space_is_reused_late, d6_reuse_after_durable);
 rule_matters!(d7_a_failed_flush_poisons, d7_poison);
 rule_matters!(d9_bitmaps_before_the_table, d9_bitmap_before_bat);
+rule_matters!(p4_what_was_left_behind_ends_first, p4_left_behind_first);

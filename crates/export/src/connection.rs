@@ -61,7 +61,7 @@ pub(crate) async fn serve<S: Socket>(hub: Rc<Hub>, socket: S) {
         tracing::debug!(connection = id, export = session.export, "client connected");
         let lane = Lane::new(&hub, export, session, id);
         let stop = Rc::new(StopLane { lane: Rc::clone(&lane), socket: Rc::clone(&socket) });
-        member.serve(&lane.export.name, stop);
+        member.serve(&lane.export.name, stop).await;
         let sender = hub.local.spawn(sender::run(Rc::clone(&lane), Rc::clone(&socket)));
         let received = receive(&lane, &*socket, &mut inbox).await;
         lane.received.set(true);
@@ -91,7 +91,9 @@ impl<S: Socket> Stop for Abort<S> {
     fn abort(&self) {
         self.0.end(End::Both);
     }
-    fn yield_to_successor(&self) {}
+    fn yield_to_successor(&self) -> bool {
+        false
+    }
 }
 
 struct StopLane<S> {
@@ -109,10 +111,14 @@ impl<S: Socket> Stop for StopLane<S> {
         self.stop();
         self.socket.end(End::Both);
     }
-    fn yield_to_successor(&self) {
-        if self.lane.received.get() && !self.lane.stopping.get() {
+    fn yield_to_successor(&self) -> bool {
+        // its receiver may not know yet: it waits for room, or has requests to read before the end
+        let gone = self.lane.received.get() || self.lane.stopping.get() || self.socket.is_gone();
+        if gone {
             self.lane.abandon();
+            self.abort();
         }
+        gone
     }
 }
 

@@ -128,9 +128,9 @@ pub(crate) trait Stop {
     fn stop(&self);
     /// Gives up on the client.
     fn abort(&self);
-    /// Another client of the same export begins. If this one went away by itself, what it still has
-    /// under way is given up: a request that waits for space must not run beside the successor's.
-    fn yield_to_successor(&self);
+    /// Another client of the same export begins. If this one went away, all that it still has under
+    /// way is given up, and true is said: the connection ends soon, and the successor waits for that.
+    fn yield_to_successor(&self) -> bool;
 }
 
 struct Member {
@@ -274,17 +274,25 @@ pub(crate) struct Membership {
 }
 
 impl Membership {
-    /// The handshake chose an export; from now on `stop` ends the connection.
-    pub(crate) fn serve(&self, export: &str, stop: Rc<dyn Stop>) {
+    /// The handshake chose an export; from now on `stop` ends the connection. Returns when clients of
+    /// the export that went away have nothing under way any more: a request of theirs that waited, or
+    /// still lay unread in its socket, must not run beside those of this client. What the device has
+    /// begun already it ends before it begins anything new (rule P4). Live clients go on.
+    pub(crate) async fn serve(&self, export: &str, stop: Rc<dyn Stop>) {
         let others: Vec<_> = {
             let members = self.hub.members.borrow();
-            let same = members.values().filter(|m| m.export.as_deref() == Some(export));
-            same.map(|m| Rc::clone(&m.stop)).collect()
+            let same = members.iter().filter(|(_, m)| m.export.as_deref() == Some(export));
+            same.map(|(id, m)| (*id, Rc::clone(&m.stop))).collect()
         };
-        others.iter().for_each(|other| other.yield_to_successor());
+        let gone: Vec<u64> = others
+            .into_iter()
+            .filter_map(|(id, other)| other.yield_to_successor().then_some(id))
+            .collect();
         let member = Member { export: Some(export.to_owned()), stop };
         let handshake = self.hub.members.borrow_mut().insert(self.id, member);
         drop(handshake);
+        let members = &self.hub.members;
+        self.hub.ended.until(|| !gone.iter().any(|id| members.borrow().contains_key(id))).await;
     }
 }
 

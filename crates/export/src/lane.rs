@@ -28,6 +28,8 @@ pub(crate) struct Lane {
     pub(crate) flight: Rc<Flight>,
     /// No request is taken any more.
     pub(crate) stopping: Cell<bool>,
+    /// No request is run any more.
+    abandoned: Cell<bool>,
     /// The receiver has ended: once nothing is in flight, the sender ends too.
     pub(crate) received: Cell<bool>,
     /// A reply was queued, or the receiver has ended.
@@ -110,6 +112,7 @@ impl Lane {
             started: RefCell::default(),
             flight: Rc::new(flight),
             stopping: Cell::new(false),
+            abandoned: Cell::new(false),
             received: Cell::new(false),
             to_send,
         })
@@ -136,6 +139,10 @@ impl Lane {
 
     /// A request runs.
     pub(crate) fn started(&self, task: Task<()>) {
+        if self.abandoned.get() {
+            task.abort();
+            return;
+        }
         let mut started = self.started.borrow_mut();
         while started.front().is_some_and(Task::is_finished) {
             started.pop_front();
@@ -146,9 +153,10 @@ impl Lane {
         started.push_back(task);
     }
 
-    /// Gives up every request that has not ended. The device ends what it has begun; what waits for
-    /// space there is dropped.
+    /// Gives up every request that has not ended, and those that are still being taken. The device
+    /// ends what it has begun; what waits for space there is dropped.
     pub(crate) fn abandon(&self) {
+        self.abandoned.set(true);
         for task in self.started.take() {
             task.abort();
         }

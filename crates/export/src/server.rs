@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use io::{IoBuf, Ring};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::Shutdown;
 
 use crate::connection;
@@ -173,6 +174,11 @@ impl Socket for RingSocket {
 
     async fn send(&self, parts: &[IoBuf]) -> std::io::Result<usize> {
         self.ring.send(&self.fd, parts).await
+    }
+
+    fn is_gone(&self) -> bool {
+        let mut sockets = [PollFd::new(&*self.fd, PollFlags::RDHUP)];
+        poll(&mut sockets, Some(&Timespec::default())).is_ok_and(|gone| gone > 0)
     }
 
     fn end(&self, what: End) {

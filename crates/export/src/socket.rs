@@ -22,6 +22,9 @@ pub trait Socket: 'static {
     /// Sends some of `parts` in order; says how many bytes.
     fn send(&self, parts: &[IoBuf]) -> impl Future<Output = Result<usize>>;
 
+    /// Whether the peer will send nothing more than what waits to be received.
+    fn is_gone(&self) -> bool;
+
     /// Ends a direction at once, for both sides.
     fn end(&self, what: End);
 }

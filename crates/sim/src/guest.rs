@@ -82,13 +82,15 @@ impl History {
         }
     }
 
-    /// What may be read after the process died: every acknowledged write is there.
+    /// What may be read after the process died: every acknowledged write is there, and nothing that
+    /// was handed over before it. Guests have one request at a time in a sector; one that failed or
+    /// was left behind has ended before the next begins (rule P4).
     #[must_use]
     pub fn after_kill(&self, sector: u64) -> Vec<u64> {
         let Some(state) = self.sectors.get(&sector) else { return vec![0] };
         let acknowledged = state.later.iter().rposition(|w| w.1.is_some());
         let newest = acknowledged.map_or(state.durable, |at| state.later[at].0);
-        let unanswered = state.later.iter().filter(|w| w.1.is_none()).map(|w| w.0);
+        let unanswered = state.later[acknowledged.map_or(0, |at| at + 1)..].iter().map(|w| w.0);
         std::iter::once(newest).chain(unanswered).collect()
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use super::client::{ask, connect, greet, one, ready, run};
+use super::client::{ask, connect, greet, one, ready, run, simple};
 use crate::hub::Limits;
 use crate::wire::command as c;
 
@@ -148,5 +148,32 @@ fn what_a_gone_client_left_waiting_yields_to_the_next() {
         assert_eq!(hub.counters().connections, 1, "only the new one is left");
         device.release(0);
         assert_eq!(one(&next, (0, c::READ, 0, 512), b"").await, 0);
+    });
+}
+
+#[test]
+fn p4_nothing_of_a_gone_client_begins_after_its_successor() {
+    let limits = Limits { requests: 1, ..Limits::default() };
+    run(limits, async |hub, device| {
+        device.hold(0);
+        let write = |at| [&ask(at, (0, c::WRITE, at, 512))[..], &[9; 512]].concat();
+        let gone = ready(&hub, false).await;
+        let live = ready(&hub, false).await;
+        // one is with the device, one waits for room, one is not read yet, of one a half was sent
+        gone.say(&[&write(0)[..], &write(512), &write(1024), &write(1536)[..300]].concat()).await;
+        live.say(&ask(7, (0, c::READ, 0, 512))).await;
+        hub.local.sleep(Duration::from_secs(1)).await;
+        gone.close();
+        let next = ready(&hub, false).await;
+        assert_eq!(one(&next, (0, c::READ, 4096, 512), b"").await, 0);
+        assert_eq!(hub.counters().connections, 2, "the live ones are left");
+        device.release(0);
+        assert_eq!(simple(&live).await, (7, 0));
+        live.hear(512).await;
+        hub.local.sleep(Duration::from_secs(1)).await;
+        let written = ["write 512+", "write 1024+", "write 1536+"];
+        let log = device.log.borrow();
+        let begun = |line: &String| written.iter().any(|write| line.starts_with(write));
+        assert!(!log.iter().any(begun), "{log:?}");
     });
 }

@@ -90,6 +90,10 @@ impl Socket for ServerEnd {
         sent.ok_or_else(|| ErrorKind::BrokenPipe.into())
     }
 
+    fn is_gone(&self) -> bool {
+        self.up.bytes.borrow().1
+    }
+
     fn end(&self, what: End) {
         self.up.close();
         if what == End::Both {
