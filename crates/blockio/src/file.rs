@@ -5,8 +5,9 @@
 //!                        └ no ─► bounce buffer; a write of part of a block reads the rest first
 //! ```
 //!
-//! Requests are in 512-byte sectors whatever the disk below wants. Only what extends the file, or
-//! rewrites part of a block, takes a lock; the rest runs side by side.
+//! Requests are in 512-byte sectors whatever the disk below wants. Only what extends the file takes a
+//! lock, and what changes blocks that somebody rewrites in part waits for that; the rest runs side by
+//! side.
 
 use std::cell::Cell;
 use std::fmt;
@@ -20,6 +21,7 @@ use io::{
 };
 use rustix::fs::FallocateFlags;
 
+use crate::claims::{Claim, Claims, Touch};
 use crate::extents;
 use crate::open::{self, Access, Direct};
 
@@ -45,8 +47,8 @@ struct File {
     len: Cell<u64>,
     /// Held while the length changes, so that giving back half a reservation cuts off nothing else.
     growth: Mutex<()>,
-    /// Held while part of a block is rewritten.
-    rewrite: Mutex<()>,
+    /// What changes blocks of the disk now, where parts of a block are rewritten.
+    claims: Claims,
     can_punch: Cell<bool>,
     can_zero: Cell<bool>,
 }
@@ -89,7 +91,7 @@ impl FileDevice {
             block: opened.block,
             len: Cell::new(opened.len),
             growth: Mutex::new(()),
-            rewrite: Mutex::new(()),
+            claims: Claims::default(),
             can_punch: Cell::new(true),
             can_zero: Cell::new(true),
         })))
@@ -114,12 +116,15 @@ impl FileDevice {
             Request::Write { at, from, durability } => {
                 file.check(ByteRange { start: at, len: from.count() }, Reach::MayExtend)?;
                 file.check_length(from.len())?;
-                if file.is_aligned(at.0, from.len()) {
-                    file.write(at.0, &from, durability).await
-                } else {
-                    self.to_the_end(async move |file| file.rewrite(at.0, &from, durability).await)
-                        .await
+                if !file.rewrites() {
+                    return file.write(at.0, &from, durability).await;
                 }
+                // to the end, so that the claim lasts as long as the I/O
+                self.to_the_end(async move |file| {
+                    let _claim = file.claim(at.0, from.len()).await;
+                    file.write_any(at.0, &from, durability).await
+                })
+                .await
             }
             Request::Clear { range, how, durability } => {
                 file.check(range, Reach::Inside)?;
@@ -188,6 +193,21 @@ impl File {
         })
     }
 
+    /// Whether there are requests that cover blocks of the disk in part, and so rewrite them.
+    fn rewrites(&self) -> bool {
+        self.direct.is_some_and(|direct| direct.offset > SECTOR)
+    }
+
+    /// Claims the blocks that a change of `len` bytes at `at` touches.
+    async fn claim(&self, at: u64, len: usize) -> Option<Claim<'_>> {
+        if !self.rewrites() {
+            return None;
+        }
+        let touch = if self.is_aligned(at, len) { Touch::Whole } else { Touch::Part };
+        let (start, len) = self.around(at, len);
+        Some(self.claims.claim(start..start + len as u64, touch).await)
+    }
+
     /// Whether the memory suits direct I/O.
     fn suits(&self, buf: &IoBuf) -> bool {
         self.direct.is_none_or(|direct| {
@@ -237,6 +257,15 @@ impl File {
         Ok(())
     }
 
+    /// Writes any range, whose blocks are claimed.
+    async fn write_any(&self, at: u64, from: &IoBuf, durability: Durability) -> Result<()> {
+        if self.is_aligned(at, from.len()) {
+            self.write(at, from, durability).await
+        } else {
+            self.rewrite(at, from, durability).await
+        }
+    }
+
     /// Writes an aligned range; memory may need a bounce.
     async fn write(&self, at: u64, from: &IoBuf, durability: Durability) -> Result<()> {
         let end = at + from.len() as u64;
@@ -256,7 +285,6 @@ impl File {
 
     /// Writes a range that covers some blocks of the disk in part.
     async fn rewrite(&self, at: u64, from: &IoBuf, durability: Durability) -> Result<()> {
-        let _alone = self.rewrite.lock().await;
         let (start, len) = self.around(at, from.len());
         let whole = IoBuf::zeroed(len);
         // What lies beyond the end reads as zero, as `whole` already is.
@@ -284,20 +312,15 @@ impl File {
         if range.len.0 == 0 {
             return Ok(());
         }
-        // a part of a disk block is cleared beside a read-modify-write of its other sectors: one
-        // after the other, or the write-back brings the old sectors again
-        let alone = match self.is_aligned(range.start.0, range.len.as_len()) {
-            true => None,
-            false => Some(self.rewrite.lock().await),
-        };
+        let claim = self.claim(range.start.0, range.len.as_len()).await;
         let punched = how == Clear::Deallocate
             && self.try_clear(range, FallocateFlags::PUNCH_HOLE, &self.can_punch).await?;
         let cleared =
             punched || self.try_clear(range, FallocateFlags::ZERO_RANGE, &self.can_zero).await?;
-        drop(alone);
         if !cleared {
             self.write_zeros(range).await?;
         }
+        drop(claim);
         if durability == Durability::Durable {
             let synced = self.ring.fdatasync(&self.fd).await;
             synced.map_err(|e| self.system("flushing", e))?;
@@ -330,11 +353,7 @@ impl File {
         let (mut at, mut left) = (range.start.0, range.len.as_len());
         while left > 0 {
             let piece = zeros.slice(0, left.min(zeros.len()));
-            if self.is_aligned(at, piece.len()) {
-                self.write(at, &piece, Durability::Cached).await?;
-            } else {
-                self.rewrite(at, &piece, Durability::Cached).await?;
-            }
+            self.write_any(at, &piece, Durability::Cached).await?;
             at += piece.len() as u64;
             left -= piece.len();
         }

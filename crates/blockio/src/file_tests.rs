@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::rc::Rc;
 
+use futures_util::future::join;
 use io::{
     BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, Choice, Clear, Durability,
     ExtentKind, IoBuf, IoErrorKind, Request, Result, Ring,
@@ -81,7 +82,7 @@ fn a_disk_of_large_blocks_takes_single_sectors() {
         inner.direct = Some(Direct { memory: 4096, offset: 4096 });
         let mut expected = pattern(8192, 1);
         // Neighbours in one block at once: neither may undo the other.
-        let (a, b) = futures_util::future::join(
+        let (a, b) = join(
             write(&file, 512, IoBuf::copied(&[0xA5; 512]), Durability::Cached),
             write(&file, 1536, IoBuf::copied(&[0x5A; 512]), Durability::Cached),
         )
@@ -95,6 +96,37 @@ fn a_disk_of_large_blocks_takes_single_sectors() {
         assert_eq!(file.info().size.0, 8704);
         assert_eq!(fs::read(dir.join("f")).unwrap(), expected);
         assert_eq!(read_vec(&file, 8192 - 512, 1024).await, expected[7680..]);
+    });
+}
+
+/// A block is rewritten in part and changed as a whole at once, in either order: the later of the two
+/// is what counts, and neither brings old sectors back.
+#[test]
+fn a_rewrite_undoes_no_change_of_the_whole_block() {
+    with_file(&[7; 8192], &async |_, dir, mut file| {
+        let inner = Rc::get_mut(&mut file.0).unwrap();
+        inner.direct = Some(Direct { memory: 4096, offset: 4096 });
+        let part = || write(&file, 512, IoBuf::copied(&[0xA5; 512]), Durability::Cached);
+        let whole = async |how: Option<Clear>| match how {
+            None => write(&file, 0, IoBuf::zeroed(8192), Durability::Cached).await.unwrap(),
+            Some(how) => clear(&file, ByteRange::new(0, 8192), how).await,
+        };
+        for how in [None, Some(Clear::Deallocate), Some(Clear::KeepSpace)].repeat(20) {
+            for part_first in [true, false] {
+                write(&file, 0, IoBuf::copied(&[7; 8192]), Durability::Cached).await.unwrap();
+                let mut expected = [0; 8192];
+                if part_first {
+                    let (part, ()) = join(part(), whole(how)).await;
+                    part.unwrap();
+                } else {
+                    let ((), part) = join(whole(how), part()).await;
+                    part.unwrap();
+                    expected[512..1024].fill(0xA5);
+                }
+                let seen = fs::read(dir.join("f")).unwrap();
+                assert!(seen == expected, "{how:?}, part first: {part_first}");
+            }
+        }
     });
 }
 

@@ -5,6 +5,7 @@
 //! until they have landed: whoever gets the lock next knows that nothing of the former holder can
 //! still arrive.
 
+mod claims;
 mod extents;
 mod file;
 mod open;
