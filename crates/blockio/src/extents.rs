@@ -26,7 +26,7 @@ pub(crate) fn list(fd: &OwnedFd, range: ByteRange) -> Result<Vec<Extent>> {
         };
         if data > at {
             let range = ByteRange::new(at, data - at);
-            extents.push(Extent { range, kind: ExtentKind::Hole });
+            extents.push(Extent::flat(range, ExtentKind::Hole));
             at = data;
             continue;
         }
@@ -38,7 +38,7 @@ pub(crate) fn list(fd: &OwnedFd, range: ByteRange) -> Result<Vec<Extent>> {
         // Somebody may have punched in between; at least one byte of progress is data.
         let hole = if hole > at { hole } else { end };
         let range = ByteRange::new(at, hole - at);
-        extents.push(Extent { range, kind: ExtentKind::Data });
+        extents.push(Extent::flat(range, ExtentKind::Data));
         at = hole;
     }
     Ok(extents)

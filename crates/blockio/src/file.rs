@@ -17,7 +17,7 @@ use std::rc::Rc;
 use futures_util::lock::Mutex;
 use io::{
     BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, Clear, DeviceInfo, Durability,
-    Extent, ExtentKind, Io, IoBuf, IoError, IoErrorKind, Request, Result, Ring,
+    Effort, Extent, ExtentKind, Io, IoBuf, IoError, IoErrorKind, Request, Result, Ring,
 };
 use rustix::fs::FallocateFlags;
 
@@ -126,9 +126,10 @@ impl FileDevice {
                 })
                 .await
             }
-            Request::Clear { range, how, durability } => {
+            Request::Clear { range, how, effort, durability } => {
                 file.check(range, Reach::Inside)?;
-                self.to_the_end(async move |file| file.clear(range, how, durability).await).await
+                self.to_the_end(async move |file| file.clear(range, how, effort, durability).await)
+                    .await
             }
             Request::Flush => {
                 file.ring.fdatasync(&file.fd).await.map_err(|e| file.system("flushing", e))
@@ -308,7 +309,13 @@ impl File {
         Ok(())
     }
 
-    async fn clear(&self, range: ByteRange, how: Clear, durability: Durability) -> Result<()> {
+    async fn clear(
+        &self,
+        range: ByteRange,
+        how: Clear,
+        effort: Effort,
+        durability: Durability,
+    ) -> Result<()> {
         if range.len.0 == 0 {
             return Ok(());
         }
@@ -318,6 +325,10 @@ impl File {
         let cleared =
             punched || self.try_clear(range, FallocateFlags::ZERO_RANGE, &self.can_zero).await?;
         if !cleared {
+            if effort == Effort::Quick {
+                let what = "its file system zeroes a range only by writing it";
+                return Err(self.refuse(IoErrorKind::Unsupported, what));
+            }
             self.write_zeros(range).await?;
         }
         drop(claim);

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use futures_util::future::join;
 use io::{
-    BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, Choice, Clear, Durability,
+    BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, Choice, Clear, Durability, Effort,
     ExtentKind, IoBuf, IoErrorKind, Request, Result, Ring,
 };
 
@@ -32,7 +32,7 @@ async fn read_vec(file: &FileDevice, at: u64, len: usize) -> Vec<u8> {
 
 async fn clear(file: &FileDevice, range: ByteRange, how: Clear) {
     let durability = Durability::Durable;
-    file.submit(Request::Clear { range, how, durability }).await.unwrap();
+    file.submit(Request::Clear { range, how, effort: Effort::Any, durability }).await.unwrap();
 }
 
 fn pattern(len: usize, salt: usize) -> Vec<u8> {
@@ -213,6 +213,30 @@ fn clearing_without_the_file_systems_help_writes_zeros() {
 }
 
 #[test]
+fn a_quick_clear_never_writes_zeros() {
+    with_file(&pattern(64 << 10, 4), &async |_, dir, file| {
+        let request = |how| {
+            let range = ByteRange::new(4096, 8192);
+            Request::Clear { range, how, effort: Effort::Quick, durability: Durability::Cached }
+        };
+        file.0.can_zero.set(false);
+        file.0.can_punch.set(false);
+        for how in [Clear::Deallocate, Clear::KeepSpace] {
+            let refused = file.submit(request(how)).await.unwrap_err();
+            assert_eq!(refused.kind, IoErrorKind::Unsupported, "{how:?}: {refused}");
+        }
+        assert!(fs::read(dir.join("f")).unwrap() == pattern(64 << 10, 4), "nothing was changed");
+        file.0.can_punch.set(true);
+        assert_eq!(
+            file.submit(request(Clear::KeepSpace)).await.unwrap_err().kind,
+            IoErrorKind::Unsupported
+        );
+        file.submit(request(Clear::Deallocate)).await.unwrap();
+        assert_eq!(read_vec(&file, 4096, 8192).await, [0; 8192]);
+    });
+}
+
+#[test]
 fn reserving_takes_space_that_reads_as_zero() {
     with_file(&pattern(4096, 5), &async |_, _, file| {
         file.reserve(ByteRange::new(0, 1024 * KIB)).await.unwrap();
@@ -267,8 +291,12 @@ fn crooked_requests_are_refused() {
             assert_eq!(refused.unwrap_err().kind, kind, "{len} bytes at {at}");
         }
         let range = ByteRange::new(4096, 512);
-        let request =
-            Request::Clear { range, how: Clear::KeepSpace, durability: Durability::Cached };
+        let request = Request::Clear {
+            range,
+            how: Clear::KeepSpace,
+            effort: Effort::Any,
+            durability: Durability::Cached,
+        };
         let refused = file.submit(request).await.unwrap_err();
         assert_eq!(refused.kind, IoErrorKind::OutOfRange);
     });

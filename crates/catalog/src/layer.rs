@@ -9,7 +9,8 @@ use image::{
     Timestamp, Trust, bat, create,
 };
 use io::{
-    BlockFile, ByteCount, ByteOffset, ByteRange, Clear, Durability, IoBuf, IoErrorKind, Request,
+    BlockFile, ByteCount, ByteOffset, ByteRange, Clear, Durability, Effort, IoBuf, IoErrorKind,
+    Request,
 };
 use uuid::Uuid;
 
@@ -206,7 +207,8 @@ impl Layer {
     /// Makes a range read as zero.
     pub(crate) async fn clear(&self, at: u64, len: u64, how: Clear) -> Result<()> {
         let range = ByteRange::new(at, len);
-        Ok(self.file.submit(Request::Clear { range, how, durability: Durability::Cached }).await?)
+        let (effort, durability) = (Effort::Any, Durability::Cached);
+        Ok(self.file.submit(Request::Clear { range, how, effort, durability }).await?)
     }
 
     /// Writes a block's bitmap; its page holds nothing else.

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use datastore::{Access, Expected, FileStore, ObjectName, Staged};
-use io::{ByteCount, ByteRange, Clear, Durability, IoBuf, IoErrorKind, Request};
+use io::{ByteCount, ByteRange, Clear, Durability, Effort, IoBuf, IoErrorKind, Request};
 use uuid::Uuid;
 
 use crate::catalog::{Catalog, State};
@@ -487,7 +487,8 @@ async fn undo(store: &dyn FileStore, intent: &Intent) -> Result<()> {
         if let Some(scratch) = cut.scratch {
             let range = ByteRange::new(scratch.at, scratch.len);
             let (how, durability) = (Clear::KeepSpace, Durability::Cached);
-            file.submit(Request::Clear { range, how, durability }).await?;
+            let effort = Effort::Any;
+            file.submit(Request::Clear { range, how, effort, durability }).await?;
         }
         file.truncate(ByteCount(cut.len)).await?;
         layer::flush(&*file).await?;

@@ -5,12 +5,20 @@ use std::rc::Rc;
 
 use futures_util::future::join_all;
 use image::owner::{BlockState, Place as Found};
-use io::{ByteRange, Clear, Durability, IoErrorKind, Request, Result};
+use io::{ByteRange, Clear, Durability, Effort, IoErrorKind, Request, Result};
 
 use crate::caller::Caller;
 use crate::disk::{Gate, Inner, Piece, pieces, sectors_in_block};
 use crate::log::Record;
 use crate::space::Dropped;
+
+/// How a guest wants a range cleared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Clearing {
+    pub(crate) how: Clear,
+    /// Dropping a block never writes; where a range is cleared in place, the leaf's file knows.
+    pub(crate) effort: Effort,
+}
 
 /// What became of a part of a clear, or what is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,12 +35,14 @@ impl Inner {
     pub(crate) async fn clear(
         self: &Rc<Self>,
         range: ByteRange,
-        how: Clear,
+        mut clearing: Clearing,
         durability: Durability,
         caller: &Caller,
     ) -> Result<()> {
         self.check_writable()?;
-        let how = if self.keep_space { Clear::KeepSpace } else { how };
+        if self.keep_space {
+            clearing.how = Clear::KeepSpace;
+        }
         let (start, len) = self.sectors(range)?;
         self.stats.borrow_mut().clears += 1;
         // a clear may span the whole disk: a bounded number of blocks at a time
@@ -43,9 +53,10 @@ impl Inner {
                 break;
             }
             // all of them to their end, also when one fails: see `write`
-            let ended =
-                join_all(batch.into_iter().map(|piece| self.clear_piece(piece, how, caller))).await;
-            ended.into_iter().collect::<Result<Vec<()>>>()?;
+            let cleared = batch.into_iter().map(|piece| self.clear_piece(piece, clearing, caller));
+            join_all(cleared).await.into_iter().collect::<Result<Vec<()>>>()?;
+            // a batch of nothing but holes awaits nothing, and the other disks' requests want to run
+            self.local.yield_now().await;
         }
         if durability == Durability::Durable {
             self.guest_flush(caller).await?;
@@ -53,18 +64,23 @@ impl Inner {
         Ok(())
     }
 
-    async fn clear_piece(self: &Rc<Self>, piece: Piece, how: Clear, caller: &Caller) -> Result<()> {
+    async fn clear_piece(
+        self: &Rc<Self>,
+        piece: Piece,
+        clearing: Clearing,
+        caller: &Caller,
+    ) -> Result<()> {
         loop {
             self.pass_gate(caller).await?;
             self.resolve(piece.block).await?;
             if self.gate.get() != Gate::Open {
                 continue;
             }
-            match self.clear_at_once(piece, how) {
+            match self.clear_at_once(piece, clearing.how) {
                 Step::Done => return Ok(()),
                 Step::LogFull => self.flush().await?,
                 Step::InPlace => {
-                    if self.clear_in_place(piece, how, caller).await? {
+                    if self.clear_in_place(piece, clearing, caller).await? {
                         return Ok(());
                     }
                 }
@@ -114,13 +130,14 @@ impl Inner {
     async fn clear_in_place(
         self: &Rc<Self>,
         piece: Piece,
-        how: Clear,
+        clearing: Clearing,
         caller: &Caller,
     ) -> Result<bool> {
         let entry = self.enter(piece.block, caller).await?;
         let start = entry.place.data().plus(u64::from(piece.from)).bytes();
         let range = ByteRange::new(start, u64::from(piece.len) * 512);
-        let request = Request::Clear { range, how, durability: Durability::Cached };
+        let Clearing { how, effort } = clearing;
+        let request = Request::Clear { range, how, effort, durability: Durability::Cached };
         match entry.file.submit(request).await {
             Ok(()) => self.publish(piece, entry.place).await.map(|()| true),
             Err(error) if error.kind == IoErrorKind::NoSpace => {

@@ -13,6 +13,7 @@ use io::{
 
 use crate::caller::Caller;
 use crate::chain::{Chain, Layer, layer_blocks, read_bitmaps};
+use crate::clear::Clearing;
 use crate::error::OpenError;
 use crate::event::{Event, Ticket, Tickets};
 use crate::flush::{Dirty, Flushes};
@@ -476,9 +477,9 @@ impl BlockDevice for Disk {
                     inner.write(at, &from, durability, &caller).await
                 }))
             }
-            Request::Clear { range, how, durability } => {
+            Request::Clear { range, how, effort, durability } => {
                 Box::pin(self.attended(move |caller| async move {
-                    inner.clear(range, how, durability, &caller).await
+                    inner.clear(range, Clearing { how, effort }, durability, &caller).await
                 }))
             }
             Request::Flush => Box::pin(

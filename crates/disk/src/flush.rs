@@ -14,9 +14,9 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use futures_util::stream::{TryStreamExt, iter};
+use futures_util::stream::{StreamExt, TryStreamExt, iter};
 use image::{Bitmap, BlockIndex, PAGE, Sector};
-use io::{BlockFile, Clear, Durability, IoBuf, IoError, IoErrorKind, Request, Result};
+use io::{BlockFile, Clear, Durability, Effort, IoBuf, IoError, IoErrorKind, Request, Result};
 
 use crate::caller::Caller;
 use crate::disk::{Inner, State, file_offset};
@@ -25,7 +25,7 @@ use crate::log::Frozen;
 use crate::space::{Dropped, Place};
 use crate::table;
 
-/// Metadata pages written at a time.
+/// Metadata pages written, and dropped places cleared, at a time.
 const IN_FLIGHT: usize = 32;
 
 /// Metadata of the leaf that the disk does not have yet.
@@ -135,9 +135,14 @@ impl Inner {
         if let (Some(half), Some(log)) = (&frozen.log, &mut self.state.borrow_mut().log) {
             log.trim(half);
         }
-        for dropped in frozen.dropped {
-            let (inner, file) = (Rc::clone(self), Rc::clone(&frozen.file));
-            drop(self.local.spawn(async move { inner.settle(&*file, dropped).await }));
+        if !frozen.dropped.is_empty() {
+            // one task for all of them: a discard of the whole disk drops every block it has
+            let (inner, file) = (Rc::clone(self), frozen.file);
+            drop(self.local.spawn(async move {
+                iter(frozen.dropped)
+                    .for_each_concurrent(IN_FLIGHT, |dropped| inner.settle(&*file, dropped))
+                    .await;
+            }));
         }
         Ok(())
     }
@@ -155,11 +160,11 @@ impl Inner {
     }
 
     /// Clears a dropped place once nobody can be using it, and lets it be used again.
-    async fn settle(self: Rc<Self>, file: &dyn BlockFile, dropped: Dropped) {
+    async fn settle(&self, file: &dyn BlockFile, dropped: Dropped) {
         self.tickets.wait_below(dropped.bound).await;
         let range = dropped.place.bytes();
-        let request =
-            Request::Clear { range, how: Clear::Deallocate, durability: Durability::Cached };
+        let (how, effort, durability) = (Clear::Deallocate, Effort::Any, Durability::Cached);
+        let request = Request::Clear { range, how, effort, durability };
         match file.submit(request).await {
             Ok(()) => {
                 let mut state = self.state.borrow_mut();

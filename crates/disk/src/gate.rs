@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use image::{LayerImage, PAGE, Sector, Trust, create};
-use io::{BlockFile, ByteCount, Clear, Durability, IoBuf, IoError, IoErrorKind, Request, Result};
+use io::{
+    BlockFile, ByteCount, Clear, Durability, Effort, IoBuf, IoError, IoErrorKind, Request, Result,
+};
 use uuid::Uuid;
 
 use crate::chain::Layer;
@@ -214,7 +216,8 @@ async fn finish(
     let how = if keep_space { Clear::KeepSpace } else { Clear::Deallocate };
     for place in stale {
         let range = place.bytes();
-        file.submit(Request::Clear { range, how, durability: Durability::Cached }).await?;
+        let (effort, durability) = (Effort::Any, Durability::Cached);
+        file.submit(Request::Clear { range, how, effort, durability }).await?;
     }
     // the footer of a file that keeps its space stands after all of it
     let kept = if keep_space { file.info().size.0 / PAGE * PAGE } else { 0 };

@@ -10,6 +10,8 @@ use crate::disk::{Gate, Inner, Piece, closed, file_offset, pieces};
 
 /// At most this many blocks are looked at for one answer about extents.
 const EXTENT_BLOCKS: usize = 4096;
+/// No block is begun that could make the answer longer than this and what one block may add.
+const EXTENTS: usize = 4096;
 
 impl Inner {
     pub(crate) async fn read(self: &Rc<Self>, at: ByteOffset, into: &IoBuf) -> Result<()> {
@@ -76,23 +78,26 @@ impl Inner {
         let (start, len) = self.sectors(range)?;
         let mut extents: Vec<Extent> = Vec::new();
         for piece in pieces(start, len).take(EXTENT_BLOCKS) {
+            if extents.len() >= EXTENTS {
+                break;
+            }
             self.resolve(piece.block).await?;
             let state = self.state.borrow();
+            let layers = state.chain.layers.len();
             let mut from = piece.from;
             while let Some(run) = state.map.run_at(piece.block, from, piece.from + piece.len) {
-                let kind = match run.place {
-                    Found::Zero => ExtentKind::Hole,
-                    Found::Data { .. } => ExtentKind::Data,
+                let (kind, depth) = match run.place {
+                    Found::Zero => (ExtentKind::Hole, 0),
+                    Found::Data { slot, .. } => (ExtentKind::Data, layers - usize::from(slot.0)),
                 };
-                let bytes = u64::from(run.len) * 512;
-                match extents.last_mut() {
-                    Some(last) if last.kind == kind => last.range.len.0 += bytes,
-                    _ => {
-                        let at = range.start.0
-                            + piece.at as u64
-                            + u64::from(run.from - piece.from) * 512;
-                        extents.push(Extent { range: ByteRange::new(at, bytes), kind });
-                    }
+                let within = piece.at as u64 + u64::from(run.from - piece.from) * 512;
+                let next = Extent {
+                    range: ByteRange::new(range.start.0 + within, u64::from(run.len) * 512),
+                    kind,
+                    depth: u32::try_from(depth).expect("a chain is far shorter"),
+                };
+                if !extents.last_mut().is_some_and(|last| last.absorbs(&next)) {
+                    extents.push(next);
                 }
                 from = run.from + run.len;
             }

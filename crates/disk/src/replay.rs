@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use image::owner::{BlockState, Source};
 use image::{BLOCK_SECTORS, BlockIndex, Sector};
-use io::{ByteCount, ByteRange, Clear, Durability, Request};
+use io::{ByteCount, ByteRange, Clear, Durability, Effort, Request};
 
 use crate::disk::Inner;
 use crate::error::OpenError;
@@ -109,13 +109,14 @@ pub(crate) async fn clear_unowned(inner: &Rc<Inner>) -> Result<(), OpenError> {
         (file, state.space.unowned(), state.space.end())
     };
     let how = if inner.keep_space { Clear::KeepSpace } else { Clear::Deallocate };
+    let (effort, durability) = (Effort::Any, Durability::Cached);
     for range in ranges {
-        file.submit(Request::Clear { range, how, durability: Durability::Cached }).await?;
+        file.submit(Request::Clear { range, how, effort, durability }).await?;
     }
     let tail = file.info().size.0.saturating_sub(end.bytes());
     if inner.keep_space && tail > 0 {
         let range = ByteRange::new(end.bytes(), tail);
-        file.submit(Request::Clear { range, how, durability: Durability::Cached }).await?;
+        file.submit(Request::Clear { range, how, effort, durability }).await?;
     } else {
         file.truncate(ByteCount(end.bytes())).await?;
     }

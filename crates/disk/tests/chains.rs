@@ -11,8 +11,8 @@ use futures_util::poll;
 use image::{ParentRef, SectorCount, Timestamp, Uuid, create};
 use io::sim::{SimSpace, SimWorld};
 use io::{
-    BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, Clear, Durability, ExtentKind, IoBuf,
-    IoErrorKind, Request,
+    BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, Clear, Durability, Effort, Extent,
+    ExtentKind, IoBuf, IoErrorKind, Request,
 };
 
 const BLOCK: u64 = 2 << 20;
@@ -54,6 +54,12 @@ async fn open(world: &SimWorld, files: Vec<Rc<dyn BlockFile>>, rules: Rules) -> 
     )
     .await
     .unwrap()
+}
+
+async fn clear(disk: &Disk, at: u64, len: u64) {
+    let (how, effort, durability) = (Clear::Deallocate, Effort::Any, Durability::Cached);
+    let range = ByteRange::new(at, len);
+    disk.submit(Request::Clear { range, how, effort, durability }).await.unwrap();
 }
 
 fn writing(at: u64, byte: u8, len: usize) -> Request {
@@ -134,6 +140,14 @@ fn a_full_store_holds_only_what_needs_space() {
         disk.gate().await.unwrap();
         disk.ungate();
         // the guest itself frees a block: that is space too
+        let range = ByteRange::new(2 * BLOCK, BLOCK);
+        let clear = Request::Clear {
+            range,
+            how: Clear::Deallocate,
+            effort: Effort::Any,
+            durability: Durability::Durable,
+        };
+        disk.submit(clear).await.unwrap();
         discard(&disk, ByteRange::new(2 * BLOCK, BLOCK), Durability::Durable).await;
         waiting.await;
         assert_eq!(held.get(), 0);
@@ -384,5 +398,83 @@ fn reads_do_not_slow_with_the_chain() {
         let data: u64 =
             extents.iter().filter(|e| e.kind == ExtentKind::Data).map(|e| e.range.len.0).sum();
         assert_eq!(data, 8 * BLOCK);
+    });
+}
+
+#[test]
+fn extents_name_the_layer_that_holds_each_range() {
+    let (executor, world) = SimWorld::start(11);
+    executor.block_on(async {
+        let space = world.add_space(ByteCount::mib(256));
+        let mut files = Vec::new();
+        // the leaf is longer than what lies below it
+        for number in 1..=3 {
+            let parent = (number > 1).then(|| number - 1);
+            let size = if number == 3 { 8 * BLOCK } else { 6 * BLOCK };
+            files.push(layer(&space, number, size, parent).await);
+            let disk = open(&world, files.clone(), Rules::all()).await;
+            match number {
+                1 => write(&disk, 0, 1, 8192).await,
+                2 => write(&disk, BLOCK + 4096, 2, 4096).await,
+                _ => {
+                    write(&disk, 512, 3, 512).await;
+                    // zero, but the leaf's own: nothing may show through
+                    clear(&disk, 8192, 4096).await;
+                }
+            }
+            disk.close().await.unwrap();
+        }
+        let disk = open(&world, files, Rules::all()).await;
+        let extents = disk.extents(ByteRange::new(0, 8 * BLOCK)).await.unwrap();
+        let found: Vec<_> =
+            extents.iter().map(|e| (e.range.start.0, e.range.len.0, e.depth)).collect();
+        let want = [
+            (0, 512, 3),
+            (512, 512, 1),
+            (1024, 8192 - 1024, 3),
+            (8192, 4096, 1),
+            // a dynamic base owns the whole block
+            (12288, BLOCK - 12288, 3),
+            (BLOCK, 4096, 0),
+            (BLOCK + 4096, 4096, 2),
+            (BLOCK + 8192, 7 * BLOCK - 8192, 0),
+        ];
+        assert_eq!(found, want);
+        assert!(extents.iter().all(|e| (e.kind == ExtentKind::Hole) == (e.depth == 0)));
+    });
+}
+
+#[test]
+fn the_whole_disk_is_discarded_in_one_request_and_others_run_beside_it() {
+    let (executor, world) = SimWorld::start(12);
+    executor.block_on(async {
+        let space = world.add_space(ByteCount::mib(256));
+        let size = 1 << 40;
+        let disk = open(&world, vec![layer(&space, 1, size, None).await], Rules::all()).await;
+        for block in 0..80 {
+            write(&disk, 3 * block * BLOCK, 7, 4096).await;
+        }
+        let turns = Rc::new(Cell::new(0));
+        let other = {
+            let (local, turns) = (world.local().clone(), Rc::clone(&turns));
+            world.local().spawn(async move {
+                loop {
+                    local.yield_now().await;
+                    turns.set(turns.get() + 1);
+                }
+            })
+        };
+        clear(&disk, 0, size).await;
+        other.abort();
+        let turns = turns.get();
+        assert!(turns > 1000, "{turns} turns for others while half a million blocks are looked at");
+        disk.submit(Request::Flush).await.unwrap();
+        assert_eq!(disk.stats().leaf_blocks, 0);
+        let extents = disk.extents(ByteRange::new(0, 512 * BLOCK)).await.unwrap();
+        let hole = Extent::flat(ByteRange::new(0, 512 * BLOCK), ExtentKind::Hole);
+        assert_eq!(extents, [hole]);
+        disk.close().await.unwrap();
+        let used = space.used();
+        assert!(used.0 < 32 << 20, "{used:?} of space are still taken");
     });
 }

@@ -19,8 +19,8 @@ use futures_util::poll;
 use image::{ParentRef, SectorCount, Timestamp, Uuid, create};
 use io::sim::{FileId, SimLog, SimSpace, SimWorld, SplitMix64, Survivors};
 use io::{
-    BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, Clear, Durability, Executor, IoBuf,
-    IoErrorKind, LogMemory, Request,
+    BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, Clear, Durability, Effort, Executor,
+    IoBuf, IoErrorKind, LogMemory, Request,
 };
 use sim::guest::{Content, History, ZERO, recognise, sector_bytes};
 
@@ -194,7 +194,8 @@ impl Life {
             self.model.borrow_mut().submit(*at, *len, stamp);
         }
         let range = ByteRange::new(at * 512, len * 512);
-        let request = Request::Clear { range, how, durability: Durability::Cached };
+        let (effort, durability) = (Effort::Any, Durability::Cached);
+        let request = Request::Clear { range, how, effort, durability };
         if self.disk.submit(request).await.is_ok() && !self.world.is_stopped() {
             for (at, len) in &touched {
                 self.model.borrow_mut().acknowledge(*at, *len, stamp);

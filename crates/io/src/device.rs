@@ -31,6 +31,16 @@ pub enum Clear {
     KeepSpace,
 }
 
+/// What a clear may cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effort {
+    /// Whatever it takes: where nothing else helps, zeros are written.
+    Any,
+    /// Less than writing the range. Where zeros would have to be written it fails as `Unsupported`,
+    /// and nothing of the range that was reached was changed.
+    Quick,
+}
+
 /// One request to a device.
 #[derive(Debug)]
 pub enum Request {
@@ -56,6 +66,8 @@ pub enum Request {
         range: ByteRange,
         /// Whether space is given back.
         how: Clear,
+        /// What it may cost.
+        effort: Effort,
         /// When to complete.
         durability: Durability,
     },
@@ -93,13 +105,38 @@ pub enum ExtentKind {
     Zero,
 }
 
-/// A run of a device of one kind.
+/// A run of a device of one kind, in one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// Which bytes.
     pub range: ByteRange,
     /// What they are.
     pub kind: ExtentKind,
+    /// The layer they stand in, counted from the top of the device's chain: 1 is the topmost, 0 is
+    /// none. A device without layers has only the topmost.
+    pub depth: u32,
+}
+
+impl Extent {
+    /// A run of a device without layers.
+    #[must_use]
+    pub fn flat(range: ByteRange, kind: ExtentKind) -> Self {
+        let depth = match kind {
+            ExtentKind::Hole => 0,
+            ExtentKind::Data | ExtentKind::Zero => 1,
+        };
+        Self { range, kind, depth }
+    }
+
+    /// Takes the run that follows as its own, if that is of the same kind and layer.
+    #[must_use]
+    pub fn absorbs(&mut self, next: &Self) -> bool {
+        let same = (self.kind, self.depth) == (next.kind, next.depth);
+        if same {
+            self.range.len.0 += next.range.len.0;
+        }
+        same
+    }
 }
 
 /// A block device: all that an export sees.
@@ -111,8 +148,8 @@ pub trait BlockDevice {
     /// has ended: dropping the future detaches, it does not cancel.
     fn submit(&self, request: Request) -> Io<'_, Result<()>>;
 
-    /// The extents of `range` in order, without gaps, merged where kinds are equal. May stop early
-    /// (at least one extent is returned for a non-empty range).
+    /// The extents of `range` in order, without gaps, merged where kinds and layers are equal. May
+    /// stop early (at least one extent is returned for a non-empty range).
     fn extents(&self, range: ByteRange) -> Io<'_, Result<Vec<Extent>>>;
 }
 

@@ -14,7 +14,7 @@ mod units;
 
 pub use buffer::{BUFFER_ALIGN, IoBuf, Memory, RawIov};
 pub use device::{
-    BlockDevice, BlockFile, Clear, DeviceInfo, Durability, Extent, ExtentKind, Io, Request,
+    BlockDevice, BlockFile, Clear, DeviceInfo, Durability, Effort, Extent, ExtentKind, Io, Request,
 };
 pub use error::{IoError, IoErrorKind, Result};
 pub use local::{BootInstant, Executor, Local, Park, Remote, Sleep, Task, Unpark};

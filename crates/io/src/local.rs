@@ -429,6 +429,19 @@ impl Local {
         self.sleep_until(self.now() + time)
     }
 
+    /// Lets every other task that is ready run first: for long work that awaits nothing else.
+    pub async fn yield_now(&self) {
+        let mut yielded = false;
+        std::future::poll_fn(|context| {
+            if std::mem::replace(&mut yielded, true) {
+                return Poll::Ready(());
+            }
+            context.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+
     /// A handle for other threads.
     #[must_use]
     pub fn remote(&self) -> Remote {

@@ -229,6 +229,7 @@ impl Node {
                 let clear = Request::Clear {
                     range,
                     how: io::Clear::KeepSpace,
+                    effort: io::Effort::Any,
                     durability: Durability::Cached,
                 };
                 file.submit(clear).await.unwrap();

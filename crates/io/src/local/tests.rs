@@ -113,6 +113,23 @@ fn a_result_comes_back() {
 }
 
 #[test]
+fn yielding_lets_the_others_run_first() {
+    let (executor, order) = (executor(), Rc::new(RefCell::new(Vec::new())));
+    let local = executor.local();
+    let tasks = ["a", "b"].map(|name| {
+        let (order, inner) = (Rc::clone(&order), local.clone());
+        local.spawn(async move {
+            for _ in 0..2 {
+                order.borrow_mut().push(name);
+                inner.yield_now().await;
+            }
+        })
+    });
+    executor.block_on(futures_util::future::join_all(tasks));
+    assert_eq!(*order.borrow(), ["a", "b", "a", "b"]);
+}
+
+#[test]
 fn a_dropped_sleep_wakes_nobody() {
     let executor = executor();
     let local = executor.local();

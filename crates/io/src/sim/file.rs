@@ -278,7 +278,8 @@ impl SimFile {
                 self.check_length(from.len() as u64)?;
                 self.run(this.write(at.0, from, durability)).await
             }
-            Request::Clear { range, how, durability } => {
+            // the simulated store clears without writing, whatever the effort
+            Request::Clear { range, how, effort: _, durability } => {
                 self.check(range, true, false)?;
                 self.run(this.clear(range, how, durability)).await
             }
@@ -307,11 +308,12 @@ impl SimFile {
                 PageKind::Zero => ExtentKind::Zero,
                 PageKind::Hole => ExtentKind::Hole,
             };
-            let full = extents.len() == MAX_EXTENTS;
-            match extents.last_mut() {
-                Some(last) if last.kind == kind => last.range.len.0 += len,
-                _ if full => break,
-                _ => extents.push(Extent { range: ByteRange::new(at, len), kind }),
+            let next = Extent::flat(ByteRange::new(at, len), kind);
+            if !extents.last_mut().is_some_and(|last| last.absorbs(&next)) {
+                if extents.len() == MAX_EXTENTS {
+                    break;
+                }
+                extents.push(next);
             }
             at += len;
         }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::{SimFile, SimWorld, SplitMix64, Survivors};
 use crate::buffer::IoBuf;
-use crate::device::{BlockDevice, BlockFile, Clear, Durability, ExtentKind, Request};
+use crate::device::{BlockDevice, BlockFile, Clear, Durability, Effort, ExtentKind, Request};
 use crate::error::{IoErrorKind, Result};
 use crate::units::{ByteCount, ByteOffset, ByteRange};
 
@@ -23,7 +23,8 @@ async fn read(file: &SimFile, at: u64, len: usize) -> Result<Vec<u8>> {
 }
 
 async fn clear(file: &SimFile, range: ByteRange, how: Clear) -> Result<()> {
-    file.submit(Request::Clear { range, how, durability: Durability::Cached }).await
+    file.submit(Request::Clear { range, how, effort: Effort::Any, durability: Durability::Cached })
+        .await
 }
 
 fn number_in(bytes: &[u8]) -> u64 {

@@ -5,7 +5,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use catalog::{CopyTarget, Deploy, LeafSpace, NewVolume, Source, Unwatched, VolumeKind};
-use io::{BlockDevice, ByteCount, ByteOffset, ByteRange, Clear, Durability, IoBuf, Request};
+use io::{
+    BlockDevice, ByteCount, ByteOffset, ByteRange, Clear, Durability, Effort, IoBuf, Request,
+};
 use uuid::Uuid;
 
 use super::host::Host;
@@ -380,7 +382,8 @@ impl Actors {
             false => vec![(at, len)],
         };
         let range = ByteRange::new(at * 512, len * 512);
-        let request = Request::Clear { range, how, durability: Durability::Cached };
+        let (effort, durability) = (Effort::Any, Durability::Cached);
+        let request = Request::Clear { range, how, effort, durability };
         self.change(volume, &live.disk, &touched, value, request).await;
         self.busy.borrow_mut().retain(|b| *b != (volume, at, len));
     }
