@@ -13,7 +13,7 @@
 
 use datastore::{Access, ObjectName};
 use image::{BLOCK_BYTES, BLOCK_STRIDE_SECTORS, Sector, create};
-use io::{ByteCount, ByteRange, Clear, Durability, ExtentKind, IoBuf, Request};
+use io::{ByteCount, ByteRange, Clear, Durability, Effort, ExtentKind, IoBuf, Request};
 use uuid::Uuid;
 
 use crate::api::{Conversion, ConversionWay};
@@ -267,9 +267,10 @@ impl Catalog {
                 .zip((at..).step_by(ByteCount(HOLE).as_len()))
             {
                 if piece.len() as u64 == HOLE && piece.iter().all(|byte| *byte == 0) {
-                    let (range, how) = (ByteRange::new(start, HOLE), Clear::Deallocate);
+                    let range = ByteRange::new(start, HOLE);
+                    let (how, effort) = (Clear::Deallocate, Effort::Any);
                     let durability = Durability::Cached;
-                    file.submit(Request::Clear { range, how, durability }).await?;
+                    file.submit(Request::Clear { range, how, effort, durability }).await?;
                 }
             }
             at += len;

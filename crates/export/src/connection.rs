@@ -15,23 +15,21 @@ use std::pin::pin;
 use std::rc::Rc;
 
 use futures_util::future::{Either, select};
-use io::IoBuf;
+use io::{ByteCount, IoBuf};
 
 use crate::execute;
 use crate::handshake::{Handshake, HandshakeError, Session, Step};
 use crate::hub::{Export, Hub, Stop};
 use crate::lane::{Lane, Permit};
 use crate::pool::{copy, footprint, joined};
-use crate::request::{BadMagic, Bounds, Command, Header};
+use crate::request::{Bounds, Breach, Command, Header};
 use crate::sender;
 use crate::socket::{End, Socket, send_all};
-use crate::wire::{Errno, REQUEST_LEN};
+use crate::wire::{EXTENDED_REQUEST_LEN, Errno, Framing};
 
 /// Bytes received ahead. Several requests are taken from one `recv`; of a large payload at most
 /// this much is copied.
 const INBOX: usize = 32 << 10;
-/// What a block status request counts for: the longest answer.
-const STATUS_BYTES: usize = execute::MAX_RUNS * 8;
 
 /// Why a connection ended before its time.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +37,7 @@ enum Fault {
     #[error(transparent)]
     Handshake(#[from] HandshakeError),
     #[error(transparent)]
-    Request(#[from] BadMagic),
+    Request(#[from] Breach),
     #[error(transparent)]
     Io(#[from] std::io::Error),
     #[error("the client was gone in the middle of a message")]
@@ -173,12 +171,13 @@ async fn negotiate<S: Socket>(
 /// Takes requests until the client disconnects, the stream ends or the connection stops.
 async fn receive<S: Socket>(lane: &Rc<Lane>, socket: &S, inbox: &mut Inbox) -> Result<(), Fault> {
     loop {
-        while let Some(bytes) = inbox.header() {
-            let header = Header::decode(&bytes)?;
+        let framing = lane.session.framing;
+        while let Some(header) = inbox.header(framing) {
+            let header = header?;
             if lane.stopping.get() {
                 return Ok(());
             }
-            inbox.skip(REQUEST_LEN);
+            inbox.skip(framing.request_len());
             if !take(lane, socket, inbox, header).await? {
                 return Ok(());
             }
@@ -206,12 +205,13 @@ async fn take<S: Socket>(
         block: device.logical_block,
         read_only: lane.export.read_only || device.read_only,
     };
-    let command = header.command(&lane.session, bounds);
+    let query = inbox.take(socket, header.query()).await?;
+    let command = header.command(&lane.session, bounds, &query);
     let bytes = match command {
         Ok(Command::Disconnect) => return Ok(false),
-        Ok(Command::Read(range) | Command::Write(range, _)) => footprint(range.len.as_len()),
-        Ok(Command::Status { .. }) => STATUS_BYTES,
-        Ok(Command::Clear(..) | Command::Flush) | Err(_) => 0,
+        Ok(Command::Read { range, .. } | Command::Write(range, _)) => footprint(range.len.as_len()),
+        Ok(Command::Status { .. }) => execute::STATUS_BYTES,
+        Ok(Command::Clear { .. } | Command::Cache(_) | Command::Flush) | Err(_) => 0,
     };
     let Some(permit) = lane.admit(bytes).await else { return Ok(false) };
     match command {
@@ -222,8 +222,9 @@ async fn take<S: Socket>(
                     inbox.fill(socket, &payload).await?;
                     Some(payload)
                 }
-                Command::Read(_)
-                | Command::Clear(..)
+                Command::Read { .. }
+                | Command::Clear { .. }
+                | Command::Cache(_)
                 | Command::Flush
                 | Command::Status { .. }
                 | Command::Disconnect => None,
@@ -231,8 +232,9 @@ async fn take<S: Socket>(
             start(lane, header, command, payload, permit);
         }
         Err(errno) => {
-            inbox.discard(socket, header.payload() as usize).await?;
-            lane.refuse(&header, errno, refusal(errno), permit);
+            let rest = header.payload() - query.len() as u64;
+            inbox.discard(socket, ByteCount(rest).as_len()).await?;
+            lane.refuse(header.tag(), errno, refusal(errno), permit);
         }
     }
     Ok(true)
@@ -253,6 +255,7 @@ fn refusal(errno: Errno) -> &'static str {
     match errno {
         Errno::Perm => "the export is read-only",
         Errno::NoSpace => "the request ends past the end of the export",
+        Errno::Overflow => "the read is too long for one chunk",
         Errno::Invalid | Errno::Io | Errno::NotSupported | Errno::Shutdown => {
             "unknown command or flag, or a range that is misaligned, too long or past the end"
         }
@@ -287,12 +290,26 @@ impl Inbox {
     }
 
     /// The request header at the front, if it is all here.
-    fn header(&self) -> Option<[u8; REQUEST_LEN]> {
-        (self.len() >= REQUEST_LEN).then(|| {
-            let mut bytes = [0; REQUEST_LEN];
-            self.buf.read_at(self.start, &mut bytes);
-            bytes
+    fn header(&self, framing: Framing) -> Option<Result<Header, Breach>> {
+        let len = framing.request_len();
+        (self.len() >= len).then(|| {
+            let mut bytes = [0; EXTENDED_REQUEST_LEN];
+            let bytes = &mut bytes[..len];
+            self.buf.read_at(self.start, bytes);
+            Header::decode(bytes, framing)
         })
+    }
+
+    /// The next `len` bytes, few enough to be here at once.
+    async fn take<S: Socket>(&mut self, socket: &S, len: usize) -> Result<Vec<u8>, Fault> {
+        while self.len() < len {
+            if !self.receive(socket).await? {
+                return Err(Fault::Truncated);
+            }
+        }
+        let taken = self.buf.slice(self.start, len).to_vec();
+        self.start += len;
+        Ok(taken)
     }
 
     /// Receives more behind what is here; false at the end of the stream.

@@ -9,9 +9,11 @@
 //! skipped unread. One call of [`Handshake::advance`] handles one message, so that what a client
 //! makes us say is sent (and its slowness felt) before its next message is looked at.
 
+use crate::context::{Context, Contexts};
+use crate::fields::{Fields, text};
 use crate::wire::{
-    ALLOCATION, ALLOCATION_ID, FIXED_NEWSTYLE, GREETING_MAGIC, MAX_OPTION, MAX_PAYLOAD, MAX_STRING,
-    NO_ZEROES, OPTION_MAGIC, OPTION_REPLY_MAGIC, info, option, option_reply as rep,
+    FIXED_NEWSTYLE, Framing, GREETING_MAGIC, MAX_OPTION, MAX_PAYLOAD, MAX_STRING, NO_ZEROES,
+    OPTION_MAGIC, OPTION_REPLY_MAGIC, export_flag, info, option, option_reply as rep,
 };
 
 /// Most options a client may send: many exports can be asked about, but not for ever.
@@ -49,10 +51,10 @@ pub trait Offers {
 pub struct Session {
     /// Name of the export, as it is known to the server.
     pub export: String,
-    /// Reads are answered with structured chunks.
-    pub structured: bool,
-    /// `base:allocation` was selected.
-    pub allocation: bool,
+    /// How requests and replies are laid out.
+    pub framing: Framing,
+    /// What block status tells.
+    pub contexts: Contexts,
 }
 
 /// What one call of [`Handshake::advance`] came to. `used` bytes of the input are done with.
@@ -89,8 +91,11 @@ pub enum HandshakeError {
     #[error("there is no export {0:?}")]
     UnknownExport(String),
     /// The name of EXPORT_NAME is no name.
-    #[error("the export name is longer than {MAX_STRING} bytes or not UTF-8")]
+    #[error("the export name is longer than {MAX_STRING} bytes or no text")]
     BadName,
+    /// EXPORT_NAME has no place for what extended headers promise.
+    #[error("EXPORT_NAME after extended headers were agreed on")]
+    OldWayIn,
     /// Too many options.
     #[error("more than {MAX_OPTIONS} options")]
     TooManyOptions,
@@ -101,9 +106,9 @@ pub enum HandshakeError {
 pub struct Handshake {
     state: State,
     no_zeroes: bool,
-    structured: bool,
-    /// The export that `base:allocation` was selected for.
-    allocation: Option<String>,
+    framing: Framing,
+    /// What was selected, and for which export.
+    contexts: Option<(String, Contexts)>,
     options: u32,
 }
 
@@ -124,8 +129,8 @@ impl Handshake {
         Self {
             state: State::ClientFlags,
             no_zeroes: false,
-            structured: false,
-            allocation: None,
+            framing: Framing::Simple,
+            contexts: None,
             options: 0,
         }
     }
@@ -224,12 +229,11 @@ impl Handshake {
                 reply(out, kind, rep::ACK, &[]);
                 Ok(Step::Handled { used })
             }
-            option::STRUCTURED_REPLY if data.is_empty() => {
-                self.structured = true;
-                reply(out, kind, rep::ACK, &[]);
+            option::STRUCTURED_REPLY | option::EXTENDED_HEADERS if data.is_empty() => {
+                self.frame(kind, out);
                 Ok(Step::Handled { used })
             }
-            option::LIST | option::STRUCTURED_REPLY => {
+            option::LIST | option::STRUCTURED_REPLY | option::EXTENDED_HEADERS => {
                 reply_error(out, kind, rep::ERR_INVALID, "this option takes no data");
                 Ok(Step::Handled { used })
             }
@@ -249,9 +253,31 @@ impl Handshake {
         if self.options > MAX_OPTIONS { Err(HandshakeError::TooManyOptions) } else { Ok(()) }
     }
 
+    /// Extended headers include what structured replies bring, and there is no way back.
+    fn frame(&mut self, kind: u32, out: &mut Vec<u8>) {
+        self.framing = match (kind == option::EXTENDED_HEADERS, self.framing) {
+            (true, Framing::Extended) => {
+                let why = "extended headers were agreed on already";
+                return reply_error(out, kind, rep::ERR_INVALID, why);
+            }
+            (false, Framing::Extended) => {
+                let why = "extended headers were agreed on, and replies come in chunks";
+                return reply_error(out, kind, rep::ERR_EXT_HEADER_REQD, why);
+            }
+            (true, Framing::Simple | Framing::Structured) => Framing::Extended,
+            (false, Framing::Simple | Framing::Structured) => Framing::Structured,
+        };
+        reply(out, kind, rep::ACK, &[]);
+    }
+
     fn session(&self, export: String) -> Session {
-        let allocation = self.allocation.as_deref() == Some(export.as_str());
-        Session { export, structured: self.structured, allocation }
+        let contexts = self.contexts_of(&export);
+        Session { export, framing: self.framing, contexts }
+    }
+
+    fn contexts_of(&self, export: &str) -> Contexts {
+        let selected = self.contexts.as_ref().filter(|(name, _)| name == export);
+        selected.map_or(Contexts::NONE, |(_, contexts)| *contexts)
     }
 
     fn export_name(
@@ -261,27 +287,39 @@ impl Handshake {
         offers: &dyn Offers,
         out: &mut Vec<u8>,
     ) -> Result<Step, HandshakeError> {
+        if self.framing == Framing::Extended {
+            return Err(HandshakeError::OldWayIn);
+        }
         let name = text(data).ok_or(HandshakeError::BadName)?;
         let offer =
             offers.find(name).ok_or_else(|| HandshakeError::UnknownExport(name.to_owned()))?;
         out.extend_from_slice(&offer.size.to_be_bytes());
-        out.extend_from_slice(&self.flags(&offer).to_be_bytes());
+        out.extend_from_slice(&self.flags(&offer, option::EXPORT_NAME).to_be_bytes());
         if !self.no_zeroes {
             out.extend_from_slice(&[0; 124]);
         }
         Ok(Step::Start { used, session: self.session(offer.name) })
     }
 
-    /// DF may be set on reads only where replies come in chunks.
-    fn flags(&self, offer: &Offer) -> u16 {
-        let chunks = if self.structured { crate::wire::export_flag::SEND_DF } else { 0 };
-        offer.flags | chunks
+    /// What an export serves, as far as the agreed messages can say it: DF where reads come in
+    /// chunks; block status of chosen contexts where requests have payloads and there are contexts to
+    /// choose from. INFO tells what could be agreed on.
+    fn flags(&self, offer: &Offer, kind: u32) -> u16 {
+        let mut flags = offer.flags;
+        if self.framing.has_chunks() {
+            flags |= export_flag::SEND_DF;
+        }
+        let selected = kind == option::INFO || !self.contexts_of(&offer.name).is_empty();
+        if self.framing == Framing::Extended && selected {
+            flags |= export_flag::BLOCK_STATUS_PAYLOAD;
+        }
+        flags
     }
 
     fn reply_info(&self, out: &mut Vec<u8>, kind: u32, offer: &Offer, wanted: &[u16]) {
         let mut data = info::EXPORT.to_be_bytes().to_vec();
         data.extend_from_slice(&offer.size.to_be_bytes());
-        data.extend_from_slice(&self.flags(offer).to_be_bytes());
+        data.extend_from_slice(&self.flags(offer, kind).to_be_bytes());
         reply(out, kind, rep::INFO, &data);
         // said also unasked: a client that ignores it gets EINVAL for odd requests, not a surprise
         let mut data = info::BLOCK_SIZE.to_be_bytes().to_vec();
@@ -303,9 +341,9 @@ impl Handshake {
         let setting = kind == option::SET_META_CONTEXT;
         if setting {
             // whatever comes of it, what was selected before is no longer
-            self.allocation = None;
-            if !self.structured {
-                let why = "structured replies must be negotiated first";
+            self.contexts = None;
+            if !self.framing.has_chunks() {
+                let why = "structured replies or extended headers must be negotiated first";
                 return reply_error(out, kind, rep::ERR_INVALID, why);
             }
         }
@@ -315,15 +353,21 @@ impl Handshake {
         let Some(offer) = offers.find(name) else {
             return reply_error(out, kind, rep::ERR_UNKNOWN, "there is no such export");
         };
-        let listed = |query: &&str| !setting && (*query == "base:" || query.is_empty());
-        let all = !setting && queries.is_empty();
-        if all || queries.iter().any(|q| *q == ALLOCATION || listed(q)) {
-            let mut data = if setting { ALLOCATION_ID } else { 0 }.to_be_bytes().to_vec();
-            data.extend_from_slice(ALLOCATION.as_bytes());
-            reply(out, kind, rep::META_CONTEXT, &data);
-            if setting {
-                self.allocation = Some(offer.name);
+        let mut selected = Contexts::NONE;
+        for context in Context::ALL {
+            // a list may be asked for by namespace; what is selected is named in full
+            let listed =
+                |query: &&str| !setting && (query.is_empty() || *query == context.namespace());
+            let all = !setting && queries.is_empty();
+            if all || queries.iter().any(|query| *query == context.name() || listed(query)) {
+                let id = if setting { context.id() } else { 0 };
+                let data = [&id.to_be_bytes()[..], context.name().as_bytes()].concat();
+                reply(out, kind, rep::META_CONTEXT, &data);
+                selected = selected.with(context);
             }
+        }
+        if setting {
+            self.contexts = Some((offer.name, selected));
         }
         reply(out, kind, rep::ACK, &[]);
     }
@@ -367,48 +411,6 @@ fn parse_queries(data: &[u8]) -> Option<(&str, Vec<&str>)> {
     // each query takes four bytes of the option at least: the count cannot make us collect more
     let queries = (0..count).map(|_| fields.string()).collect::<Option<Vec<_>>>()?;
     fields.is_empty().then_some((name, queries))
-}
-
-fn text(bytes: &[u8]) -> Option<&str> {
-    if bytes.len() > MAX_STRING { None } else { std::str::from_utf8(bytes).ok() }
-}
-
-/// Reads fields off the front of hostile bytes.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
-        let (head, tail) = self.0.split_at_checked(len)?;
-        self.0 = tail;
-        Some(head)
-    }
-
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (head, tail) = self.0.split_first_chunk::<N>()?;
-        self.0 = tail;
-        Some(*head)
-    }
-
-    fn u16(&mut self) -> Option<u16> {
-        self.array().map(u16::from_be_bytes)
-    }
-
-    fn u32(&mut self) -> Option<u32> {
-        self.array().map(u32::from_be_bytes)
-    }
-
-    fn u64(&mut self) -> Option<u64> {
-        self.array().map(u64::from_be_bytes)
-    }
-
-    fn string(&mut self) -> Option<&'a str> {
-        let len = self.u32()?;
-        text(self.take(len as usize)?)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
 }
 
 #[cfg(test)]

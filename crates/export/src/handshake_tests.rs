@@ -4,7 +4,8 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::{Handshake, HandshakeError, Offer, Offers, Session, Step};
-use crate::wire::{MAX_OPTION, option as o, option_reply as r};
+use crate::context::{Context, Contexts};
+use crate::wire::{Framing, MAX_OPTION, option as o, option_reply as r};
 
 struct Two;
 
@@ -53,6 +54,12 @@ fn context_data(name: &str, queries: &[&str]) -> Vec<u8> {
     data.extend(u32::try_from(queries.len()).expect("few").to_be_bytes());
     data.extend(queries.iter().flat_map(|q| string(q)));
     data
+}
+
+const ALLOCATION: Contexts = Contexts::NONE.with(Context::Allocation);
+
+fn started(export: &str, framing: Framing, contexts: Contexts) -> End {
+    End::Started(Session { export: export.to_owned(), framing, contexts })
 }
 
 #[derive(Debug, PartialEq)]
@@ -160,7 +167,7 @@ fn every_option_has_its_answer() {
             "go default",
             vec![opt(o::GO, &go_data("", &[]))],
             vec![(7, r::INFO), (7, r::INFO), (7, r::ACK)],
-            End::Started(Session { export: "a".into(), structured: false, allocation: false }),
+            started("a", Framing::Simple, Contexts::NONE),
         ),
         (
             "structured with data",
@@ -189,7 +196,7 @@ fn every_option_has_its_answer() {
                 (7, r::INFO),
                 (7, r::ACK),
             ],
-            End::Started(Session { export: "a".into(), structured: true, allocation: true }),
+            started("a", Framing::Structured, ALLOCATION),
         ),
         (
             "context of another export",
@@ -206,7 +213,7 @@ fn every_option_has_its_answer() {
                 (7, r::INFO),
                 (7, r::ACK),
             ],
-            End::Started(Session { export: "a".into(), structured: true, allocation: false }),
+            started("a", Framing::Structured, Contexts::NONE),
         ),
         (
             "context taken back by a bad option",
@@ -225,7 +232,7 @@ fn every_option_has_its_answer() {
                 (7, r::INFO),
                 (7, r::ACK),
             ],
-            End::Started(Session { export: "a".into(), structured: true, allocation: false }),
+            started("a", Framing::Structured, Contexts::NONE),
         ),
         (
             "set context: a namespace selects nothing",
@@ -239,19 +246,40 @@ fn every_option_has_its_answer() {
         (
             "list contexts: all",
             vec![opt(o::LIST_META_CONTEXT, &context_data("a", &[]))],
-            vec![(9, r::META_CONTEXT), (9, r::ACK)],
+            vec![(9, r::META_CONTEXT), (9, r::META_CONTEXT), (9, r::ACK)],
             End::Open,
         ),
         (
-            "list contexts: namespaces",
-            vec![opt(o::LIST_META_CONTEXT, &context_data("a", &["qemu:", "base:"]))],
+            "list contexts: namespaces, and one again by its name",
+            vec![opt(
+                o::LIST_META_CONTEXT,
+                &context_data("a", &["qemu:", "base:", "base:allocation"]),
+            )],
+            vec![(9, r::META_CONTEXT), (9, r::META_CONTEXT), (9, r::ACK)],
+            End::Open,
+        ),
+        (
+            "list contexts: one namespace",
+            vec![opt(o::LIST_META_CONTEXT, &context_data("a", &["qemu:"]))],
             vec![(9, r::META_CONTEXT), (9, r::ACK)],
             End::Open,
         ),
         (
             "list contexts: unknown",
-            vec![opt(o::LIST_META_CONTEXT, &context_data("a", &["qemu:"]))],
+            vec![opt(o::LIST_META_CONTEXT, &context_data("a", &["qemu:dirty-bitmap:b", "x:"]))],
             vec![(9, r::ACK)],
+            End::Open,
+        ),
+        (
+            "a name with a NUL",
+            vec![opt(o::GO, &go_data("a\0", &[]))],
+            vec![(7, r::ERR_INVALID)],
+            End::Open,
+        ),
+        (
+            "a query with a NUL",
+            vec![opt(o::LIST_META_CONTEXT, &context_data("a", &["base:\0"]))],
+            vec![(9, r::ERR_INVALID)],
             End::Open,
         ),
         (
@@ -261,7 +289,63 @@ fn every_option_has_its_answer() {
             End::Open,
         ),
         ("start tls", vec![opt(5, b"")], vec![(5, r::ERR_UNSUP)], End::Open),
-        ("extended headers", vec![opt(11, b"")], vec![(11, r::ERR_UNSUP)], End::Open),
+        ("an option of tomorrow", vec![opt(12, b"")], vec![(12, r::ERR_UNSUP)], End::Open),
+        (
+            "extended headers with data",
+            vec![opt(o::EXTENDED_HEADERS, b"1")],
+            vec![(11, r::ERR_INVALID)],
+            End::Open,
+        ),
+        (
+            "extended headers alone",
+            vec![opt(o::EXTENDED_HEADERS, b""), opt(o::GO, &go_data("a", &[]))],
+            vec![(11, r::ACK), (7, r::INFO), (7, r::INFO), (7, r::ACK)],
+            started("a", Framing::Extended, Contexts::NONE),
+        ),
+        (
+            "extended headers after structured replies, with both contexts",
+            vec![
+                opt(o::STRUCTURED_REPLY, b""),
+                opt(o::STRUCTURED_REPLY, b""),
+                opt(o::EXTENDED_HEADERS, b""),
+                opt(
+                    o::SET_META_CONTEXT,
+                    &context_data("a", &["qemu:allocation-depth", "base:allocation"]),
+                ),
+                opt(o::GO, &go_data("a", &[])),
+            ],
+            vec![
+                (8, r::ACK),
+                (8, r::ACK),
+                (11, r::ACK),
+                (10, r::META_CONTEXT),
+                (10, r::META_CONTEXT),
+                (10, r::ACK),
+                (7, r::INFO),
+                (7, r::INFO),
+                (7, r::ACK),
+            ],
+            started("a", Framing::Extended, ALLOCATION.with(Context::Depth)),
+        ),
+        (
+            "there is no way back from extended headers",
+            vec![
+                opt(o::EXTENDED_HEADERS, b""),
+                opt(o::EXTENDED_HEADERS, b""),
+                opt(o::STRUCTURED_REPLY, b""),
+                opt(o::INFO, &go_data("a", &[])),
+                opt(o::EXPORT_NAME, b"a"),
+            ],
+            vec![
+                (11, r::ACK),
+                (11, r::ERR_INVALID),
+                (8, r::ERR_EXT_HEADER_REQD),
+                (6, r::INFO),
+                (6, r::INFO),
+                (6, r::ACK),
+            ],
+            End::Broken(HandshakeError::OldWayIn),
+        ),
         (
             "too long, then good",
             vec![opt(o::LIST, &vec![7; MAX_OPTION + 1]), opt(o::ABORT, b"")],
@@ -288,6 +372,31 @@ fn information_is_laid_out_as_specified() {
     let set = context_data("a", &["base:allocation"]);
     let (out, _) = talk(&[opt(o::STRUCTURED_REPLY, b""), opt(o::SET_META_CONTEXT, &set)]);
     assert_eq!(replies(&out)[1].2, b"\0\0\0\x01base:allocation");
+    let set = context_data("a", &["qemu:allocation-depth"]);
+    let (out, _) = talk(&[opt(o::EXTENDED_HEADERS, b""), opt(o::SET_META_CONTEXT, &set)]);
+    assert_eq!(replies(&out)[1].2, b"\0\0\0\x02qemu:allocation-depth");
+    let (out, _) = talk(&[opt(o::LIST_META_CONTEXT, &set)]);
+    assert_eq!(replies(&out)[0].2, b"\0\0\0\0qemu:allocation-depth", "a list gives no numbers");
+}
+
+#[test]
+fn payloads_of_block_status_are_offered_where_they_can_be_sent() {
+    let set = |name| opt(o::SET_META_CONTEXT, &context_data(name, &["base:allocation"]));
+    let extended = || opt(o::EXTENDED_HEADERS, b"");
+    let table = [
+        (vec![opt(o::STRUCTURED_REPLY, b""), set("a")], o::GO, 0x1ed),
+        (vec![extended()], o::INFO, 0x11ed),
+        (vec![extended()], o::GO, 0x1ed),
+        (vec![extended(), set("a")], o::GO, 0x11ed),
+        (vec![extended(), set("b")], o::GO, 0x1ed),
+    ];
+    for (mut options, kind, want) in table {
+        options.push(opt(kind, &go_data("a", &[])));
+        let (out, _) = talk(&options);
+        let told = replies(&out).into_iter().find(|(option, ..)| *option == kind);
+        let (_, _, data) = told.expect("an answer");
+        assert_eq!(u16::from_be_bytes([data[10], data[11]]), want, "{options:?}");
+    }
 }
 
 #[test]
@@ -298,8 +407,7 @@ fn chunks_permit_the_dont_fragment_flag() {
 
 #[test]
 fn the_old_way_in() {
-    let started =
-        || End::Started(Session { export: "b".into(), structured: false, allocation: false });
+    let started = || started("b", Framing::Simple, Contexts::NONE);
     let wanted = b"\0\0\0\0\0\x01\0\0\x01\x6d";
     assert_eq!(talk(&[opt(o::EXPORT_NAME, b"b")]), (wanted.to_vec(), started()));
     let padded = run(&[&1_u32.to_be_bytes()[..], &opt(o::EXPORT_NAME, b"b")].concat(), 9);
@@ -325,7 +433,12 @@ fn any_input() -> impl Strategy<Value = Vec<u8>> {
     let bytes = || prop::collection::vec(any::<u8>(), 0..40);
     let name = prop_oneof![Just("a"), Just("b"), Just(""), Just("nope")];
     let queries = prop::collection::vec(
-        prop_oneof![Just("base:allocation"), Just("base:"), Just("x:y")],
+        prop_oneof![
+            Just("base:allocation"),
+            Just("qemu:allocation-depth"),
+            Just("base:"),
+            Just("x:y"),
+        ],
         0..4,
     );
     let one = prop_oneof![
@@ -335,6 +448,7 @@ fn any_input() -> impl Strategy<Value = Vec<u8>> {
         4 => (9..11_u32, name, queries)
             .prop_map(|(kind, name, queries)| opt(kind, &context_data(name, &queries))),
         2 => Just(opt(o::STRUCTURED_REPLY, b"")),
+        2 => Just(opt(o::EXTENDED_HEADERS, b"")),
         1 => bytes(),
         1 => (MAX_OPTION..MAX_OPTION + 3).prop_map(|len| opt(o::LIST, &vec![1; len])),
     ];

@@ -41,11 +41,16 @@ impl fmt::Debug for Export {
 impl Export {
     fn offer(&self) -> Offer {
         let device = self.device.info();
-        let mut flags = flag::HAS_FLAGS | flag::SEND_FLUSH | flag::SEND_FUA | flag::MULTI_CONN;
+        // several connections are one device: a flush on any of them covers the writes of all
+        let mut flags = flag::HAS_FLAGS
+            | flag::SEND_FLUSH
+            | flag::SEND_FUA
+            | flag::SEND_CACHE
+            | flag::MULTI_CONN;
         if self.is_read_only() {
             flags |= flag::READ_ONLY;
         } else {
-            flags |= flag::SEND_TRIM | flag::SEND_WRITE_ZEROES;
+            flags |= flag::SEND_TRIM | flag::SEND_WRITE_ZEROES | flag::SEND_FAST_ZERO;
         }
         Offer {
             name: self.name.clone(),
@@ -116,7 +121,7 @@ pub struct Counters {
     pub flushes: u64,
     /// Requests answered with an error.
     pub failures: u64,
-    /// Replies sent, and in how many sends: their ratio is how well replies coalesce.
+    /// Requests answered, and in how many sends: their ratio is how well replies coalesce.
     pub replies: u64,
     /// Sends.
     pub sends: u64,

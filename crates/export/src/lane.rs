@@ -10,10 +10,10 @@ use io::{IoBuf, Task};
 
 use crate::handshake::Session;
 use crate::hub::{Export, Hub};
-use crate::reply;
-use crate::request::Header;
+use crate::reply::Head;
+use crate::request::Tag;
 use crate::signal::Signal;
-use crate::wire::Errno;
+use crate::wire::{Errno, Framing};
 
 /// The transmission phase of one connection.
 pub(crate) struct Lane {
@@ -69,25 +69,13 @@ impl Flight {
     }
 }
 
-/// What stands in front of a reply's data.
-pub(crate) enum Head {
-    /// A simple reply.
-    Simple { cookie: u64, error: u32 },
-    /// A structured read.
-    Data { cookie: u64, offset: u64, len: u32 },
-    /// Any other chunk, whole.
-    Chunk(Vec<u8>),
-}
-
-/// An answer on its way out.
+/// A reply on its way out, or one chunk of it.
 pub(crate) struct Reply {
     pub(crate) head: Head,
     pub(crate) data: Option<IoBuf>,
-    pub(crate) _permit: Permit,
+    /// With its last chunk the request is over.
+    pub(crate) permit: Option<Permit>,
 }
-
-/// Longest head that is not a chunk of its own.
-pub(crate) const MAX_HEAD: usize = 28;
 
 impl fmt::Debug for Lane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -162,27 +150,31 @@ impl Lane {
         }
     }
 
-    /// Queues an answer.
-    pub(crate) fn answer(&self, reply: Reply) {
-        self.replies.borrow_mut().push_back(reply);
+    /// Queues an answer, or with the permit left out a chunk of one whose rest is queued next.
+    pub(crate) fn answer(&self, head: Head, data: Option<IoBuf>, permit: Option<Permit>) {
+        self.replies.borrow_mut().push_back(Reply { head, data, permit });
         self.to_send.wake();
     }
 
     /// Queues a success without data.
-    pub(crate) fn done(&self, cookie: u64, permit: Permit) {
-        let head = Head::Simple { cookie, error: 0 };
-        self.answer(Reply { head, data: None, _permit: permit });
+    pub(crate) fn done(&self, tag: Tag, permit: Permit) {
+        let head = match self.session.framing {
+            Framing::Simple | Framing::Structured => Head::Simple { cookie: tag.cookie, error: 0 },
+            Framing::Extended => Head::None { tag },
+        };
+        self.answer(head, None, Some(permit));
     }
 
-    /// Queues a failure.
-    pub(crate) fn refuse(&self, header: &Header, errno: Errno, why: &str, permit: Permit) {
+    /// Queues a failure, with its text where the framing has room for one.
+    pub(crate) fn refuse(&self, tag: Tag, errno: Errno, why: &str, permit: Permit) {
         self.hub.count(|c| c.failures += 1);
-        let head = if self.session.structured && header.wants_chunk() {
-            Head::Chunk(reply::error_chunk(header.cookie, errno, why))
-        } else {
-            Head::Simple { cookie: header.cookie, error: errno as u32 }
+        let head = match self.session.framing {
+            Framing::Simple => Head::Simple { cookie: tag.cookie, error: errno as u32 },
+            framing @ (Framing::Structured | Framing::Extended) => {
+                Head::error(framing, tag, errno, why)
+            }
         };
-        self.answer(Reply { head, data: None, _permit: permit });
+        self.answer(head, None, Some(permit));
     }
 
     pub(crate) fn has_replies(&self) -> bool {

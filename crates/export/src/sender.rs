@@ -8,8 +8,8 @@ use std::rc::Rc;
 
 use io::IoBuf;
 
-use crate::lane::{Head, Lane, MAX_HEAD, Reply};
-use crate::reply;
+use crate::lane::{Lane, Reply};
+use crate::reply::{Head, MAX_HEAD};
 use crate::socket::{End, Socket, send_all};
 
 /// Most replies of one send: the client works on the first ones while the next are gathered.
@@ -32,7 +32,7 @@ pub(crate) async fn run<S: Socket>(lane: Rc<Lane>, socket: Rc<S>) {
         gather(&lane, &heads, &mut batch, &mut parts);
         if !broken {
             lane.hub.count(|c| {
-                c.replies += batch.len() as u64;
+                c.replies += batch.iter().filter(|reply| reply.permit.is_some()).count() as u64;
                 c.sends += 1;
             });
             if let Err(error) = send_all(&*socket, &mut parts).await {
@@ -59,18 +59,15 @@ fn gather(lane: &Lane, heads: &IoBuf, batch: &mut Vec<Reply>, parts: &mut Vec<Io
     };
     while batch.len() < BATCH && bytes < BATCH_BYTES {
         let Some(mut reply) = lane.next_reply() else { break };
+        if let Some(head) = reply.head.bytes(lane.session.framing) {
+            heads.write_at(end, head.as_slice());
+            end += head.as_slice().len();
+        }
         let data = match &reply.head {
-            Head::Simple { cookie, error } => {
-                heads.write_at(end, &reply::simple(*cookie, *error));
-                end += 16;
-                reply.data.take()
-            }
-            Head::Data { cookie, offset, len } => {
-                heads.write_at(end, &reply::data_chunk(*cookie, *offset, *len));
-                end += MAX_HEAD;
-                reply.data.take()
-            }
             Head::Chunk(chunk) => Some(IoBuf::copied(chunk)),
+            Head::Simple { .. } | Head::Data { .. } | Head::Hole { .. } | Head::None { .. } => {
+                reply.data.take()
+            }
         };
         if let Some(data) = data.filter(|d| !d.is_empty()) {
             bytes += data.len();

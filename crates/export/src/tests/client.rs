@@ -56,6 +56,86 @@ pub(super) async fn greet(client: &ClientEnd, structured: bool) {
     client.hear(20 + 12 + 20 + 14 + 20).await;
 }
 
+/// Negotiates extended headers and selects both contexts; 1 is `base:allocation`, 2 the depth.
+pub(super) async fn greet_extended(client: &ClientEnd) {
+    client.hear(18).await;
+    client.say(&3_u32.to_be_bytes()).await;
+    client.say(b"IHAVEOPT\0\0\0\x0b\0\0\0\0").await;
+    client.hear(20).await;
+    client.say(b"IHAVEOPT\0\0\0\x0a\0\0\0\x34\0\0\0\0\0\0\0\x02").await;
+    client.say(b"\0\0\0\x0fbase:allocation\0\0\0\x15qemu:allocation-depth").await;
+    client.hear(20 + 19 + 20 + 25 + 20).await;
+    client.say(b"IHAVEOPT\0\0\0\x07\0\0\0\x06\0\0\0\0\0\0").await;
+    client.hear(20 + 12 + 20 + 14 + 20).await;
+}
+
+/// A connection with extended headers.
+pub(super) async fn ready_extended(hub: &Rc<Hub>) -> ClientEnd {
+    let client = connect(hub, 1 << 20, usize::MAX);
+    greet_extended(&client).await;
+    client
+}
+
+/// An extended request on the wire: flags, kind, offset, length of payload or range.
+pub(super) fn ask_extended(
+    cookie: u64,
+    (flags, kind, offset, len): (u16, u16, u64, u64),
+) -> Vec<u8> {
+    [
+        &0x21e4_1c71_u32.to_be_bytes()[..],
+        &flags.to_be_bytes(),
+        &kind.to_be_bytes(),
+        &cookie.to_be_bytes(),
+        &offset.to_be_bytes(),
+        &len.to_be_bytes(),
+    ]
+    .concat()
+}
+
+/// A chunk with an extended header.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Chunk {
+    pub(super) last: bool,
+    pub(super) kind: u64,
+    pub(super) cookie: u64,
+    pub(super) offset: u64,
+    pub(super) payload: Vec<u8>,
+}
+
+pub(super) async fn extended_chunk(client: &ClientEnd) -> Chunk {
+    let head = client.hear(32).await;
+    assert_eq!(number(&head[..4]), 0x6e8a_278c, "a chunk with an extended header");
+    let flags = number(&head[4..6]);
+    assert!(flags < 2, "flags {flags}");
+    let len = usize::try_from(number(&head[24..])).expect("short");
+    Chunk {
+        last: flags == 1,
+        kind: number(&head[6..8]),
+        cookie: number(&head[8..16]),
+        offset: number(&head[16..24]),
+        payload: client.hear(len).await,
+    }
+}
+
+/// Sends one extended request without content in its reply; the error's number, 0 for success.
+pub(super) async fn one_extended(
+    client: &ClientEnd,
+    request: (u16, u16, u64, u64),
+    payload: &[u8],
+) -> u64 {
+    client.say(&[&ask_extended(5, request)[..], payload].concat()).await;
+    let chunk = extended_chunk(client).await;
+    assert_eq!((chunk.last, chunk.cookie, chunk.offset), (true, 5, request.2));
+    match chunk.kind {
+        0 => {
+            assert_eq!(chunk.payload, b"", "a success without content");
+            0
+        }
+        0x8001 => number(&chunk.payload[..4]),
+        other => panic!("a chunk of type {other}"),
+    }
+}
+
 /// A connection that is ready for requests.
 pub(super) async fn ready(hub: &Rc<Hub>, structured: bool) -> ClientEnd {
     let client = connect(hub, 1 << 20, usize::MAX);

@@ -5,9 +5,11 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use super::client::{ask, connect, greet, one, ready, run, simple};
+use super::client::{
+    ask, ask_extended, connect, greet, greet_extended, one, ready, ready_extended, run, simple,
+};
 use crate::hub::Limits;
-use crate::wire::command as c;
+use crate::wire::{command as c, command_flag as f};
 
 #[test]
 fn a_breach_ends_one_connection_and_no_other() {
@@ -26,6 +28,32 @@ fn a_breach_ends_one_connection_and_no_other() {
         assert_eq!(flags.hear_all().await, b"");
         assert_eq!(hub.counters().protocol_errors, 2);
         assert_eq!(one(&good, (0, c::FLUSH, 0, 0), b"").await, 0);
+    });
+}
+
+#[test]
+fn a_payload_that_nobody_can_place_ends_the_connection() {
+    let requests = [
+        // it may follow or not
+        (0, c::WRITE, 0, 512),
+        // more than is ever taken
+        (f::PAYLOAD_LEN, c::WRITE, 0, (32 << 20) + 512),
+        (f::PAYLOAD_LEN, c::TRIM, 0, u64::MAX),
+    ];
+    for request in requests {
+        run(Limits::default(), async |hub, device| {
+            let bad = ready_extended(&hub).await;
+            bad.say(&[ask_extended(1, request), vec![0; 512]].concat()).await;
+            assert_eq!(bad.hear_all().await, b"", "{request:?}");
+            assert!(device.log.borrow().is_empty(), "nothing was done of {request:?}");
+            assert_eq!(hub.counters().protocol_errors, 1);
+        });
+    }
+    // and compact requests where extended ones were agreed on
+    run(Limits::default(), async |hub, _device| {
+        let bad = ready_extended(&hub).await;
+        bad.say(&[ask(1, (0, c::FLUSH, 0, 0)), vec![0; 4]].concat()).await;
+        assert_eq!(bad.hear_all().await, b"");
     });
 }
 
@@ -87,6 +115,24 @@ fn a_handshake_has_its_time() {
     });
 }
 
+/// Extended requests of the same sorts: what has a payload mostly says so.
+fn any_extended_stream() -> impl Strategy<Value = Vec<u8>> {
+    let near = prop_oneof![0..(5_u64 << 20), any::<u64>()];
+    let len = prop_oneof![6 => 0..200_000_u64, 1 => any::<u64>()];
+    let request =
+        (0..64_u16, 0..9_u16, near, len, any::<bool>()).prop_map(|(flags, kind, at, len, good)| {
+            let (flags, at, len) =
+                if good { (flags & 1, at & !511, len & !511) } else { (flags, at, len) };
+            let flags = if kind == c::WRITE { flags | f::PAYLOAD_LEN } else { flags };
+            let payload = match flags & f::PAYLOAD_LEN {
+                0 => 0,
+                _ => usize::try_from(len.min(300_000)).expect("short"),
+            };
+            [ask_extended(at, (flags, kind, at, len)), vec![1; payload]].concat()
+        });
+    prop::collection::vec(request, 0..12).prop_map(|parts| parts.concat())
+}
+
 /// Requests that are right, nearly right and not right at all, with and without their payloads.
 fn any_stream() -> impl Strategy<Value = Vec<u8>> {
     let near = prop_oneof![0..(5_u64 << 20), any::<u64>()];
@@ -108,15 +154,22 @@ fn any_stream() -> impl Strategy<Value = Vec<u8>> {
 #[test]
 fn random_streams_end_and_leave_the_server_well() {
     let mut runner = TestRunner::new_with_rng(
-        Config::with_cases(120),
+        Config::with_cases(240),
         TestRng::from_seed(RngAlgorithm::ChaCha, &[9; 32]),
     );
     let limits = Limits { requests: 3, payload_bytes: 1 << 20, ..Limits::default() };
+    let stream = prop_oneof![
+        any_stream().prop_map(|stream| (false, stream)),
+        any_extended_stream().prop_map(|stream| (true, stream)),
+    ];
     runner
-        .run(&(any_stream(), 1..5000_usize, any::<bool>()), |(stream, step, structured)| {
+        .run(&(stream, 1..5000_usize, any::<bool>()), |((extended, stream), step, structured)| {
             run(limits, async |hub, _device| {
                 let client = connect(&hub, 1 << 16, step.max(20));
-                greet(&client, structured).await;
+                match extended {
+                    true => greet_extended(&client).await,
+                    false => greet(&client, structured).await,
+                }
                 let heard = async {
                     client.say(&stream).await;
                     client.close_sending();

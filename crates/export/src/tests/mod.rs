@@ -1,6 +1,7 @@
 //! Whole connections in memory, under the virtual clock.
 
 mod client;
+mod extended;
 mod hostile;
 mod pipe;
 #[expect(unreachable_pub, reason = "shared with measurements and whole-system tests")]

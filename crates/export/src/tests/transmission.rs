@@ -103,24 +103,29 @@ fn failures_of_the_device_are_told_and_the_connection_goes_on() {
             (IoErrorKind::OutOfRange, 22, 28),
             (IoErrorKind::Poisoned, 5, 5),
             (IoErrorKind::Closed, 108, 108),
-            (IoErrorKind::Unsupported, 95, 95),
+            (IoErrorKind::Unsupported, 22, 22),
         ];
         for (kind, reading, writing) in table {
             device.fail.set(Some(kind));
             assert_eq!(one(&plain, (0, c::READ, 0, 512), b"").await, reading, "{kind:?}");
             assert_eq!(one(&plain, (0, c::WRITE, 0, 512), &[1; 512]).await, writing, "{kind:?}");
-            assert_eq!(one(&chunked, (0, c::TRIM, 0, 512), b"").await, writing, "{kind:?}");
-            for request in [(0, c::READ, 0, 512), (0, c::BLOCK_STATUS, 0, 512)] {
-                chunked.say(&ask(2, request)).await;
+            let table = [
+                (c::READ, reading),
+                (c::BLOCK_STATUS, reading),
+                (c::CACHE, reading),
+                (c::TRIM, writing),
+            ];
+            for (command, want) in table {
+                chunked.say(&ask(2, (0, command, 0, 512))).await;
                 let (cookie, kind_of_chunk, payload) = chunk(&chunked).await;
                 assert_eq!((cookie, kind_of_chunk), (2, 0x8001));
-                assert_eq!(number(&payload[..4]), reading, "{kind:?}");
+                assert_eq!(number(&payload[..4]), want, "{kind:?}");
                 assert!(payload[6..].starts_with(b"the device was told to fail"));
             }
         }
         device.fail.set(None);
         assert_eq!(one(&plain, (0, c::WRITE, 0, 512), &[1; 512]).await, 0);
-        assert_eq!(hub.counters().failures, 30);
+        assert_eq!(hub.counters().failures, 36);
     });
 }
 

@@ -2,13 +2,14 @@
 //! requests back, and can fail them.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
 use io::{
-    BlockDevice, ByteCount, ByteOffset, ByteRange, Clear, DeviceInfo, Extent, ExtentKind, Io,
-    IoBuf, IoError, IoErrorKind, Request, Result,
+    BlockDevice, ByteCount, ByteOffset, ByteRange, Clear, DeviceInfo, Effort, Extent, ExtentKind,
+    Io, IoBuf, IoError, IoErrorKind, Request, Result,
 };
 
 const UNIT: u64 = 4096;
@@ -17,6 +18,14 @@ const UNIT: u64 = 4096;
 pub struct RamDevice {
     memory: RefCell<IoBuf>,
     kinds: RefCell<Vec<ExtentKind>>,
+    /// Layer of each unit, as the test set it.
+    depths: RefCell<BTreeMap<u64, u32>>,
+    /// Clears succeed without effect, so that the device may claim any size.
+    pub ignore_clears: Cell<bool>,
+    /// Bytes whose extents were asked for.
+    pub looked_at: Cell<u64>,
+    /// Zeroing writes zeros, as on a poor file system.
+    pub slow_zeroes: Cell<bool>,
     info: Cell<DeviceInfo>,
     /// What was asked, where `keep_log` is set.
     pub log: RefCell<Vec<String>>,
@@ -45,6 +54,10 @@ impl RamDevice {
         Rc::new(Self {
             memory: RefCell::new(IoBuf::zeroed(len)),
             kinds: RefCell::new(vec![ExtentKind::Hole; len.div_ceil(4096)]),
+            depths: RefCell::default(),
+            ignore_clears: Cell::new(false),
+            looked_at: Cell::new(0),
+            slow_zeroes: Cell::new(false),
             info: Cell::new(info),
             log: RefCell::default(),
             keep_log: Cell::new(false),
@@ -66,6 +79,11 @@ impl RamDevice {
         self.held.borrow_mut().retain(|o| *o != offset);
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
         waiting.into_iter().for_each(Waker::wake);
+    }
+
+    /// Moves a unit of 4 KiB to the layer `depth`.
+    pub fn sink(&self, unit: u64, depth: u32) {
+        self.depths.borrow_mut().insert(unit, depth);
     }
 
     pub fn set_info(&self, change: impl FnOnce(&mut DeviceInfo)) {
@@ -111,6 +129,10 @@ impl RamDevice {
                 copy(&from, &self.view(at, from.len())?);
                 self.mark(ByteRange { start: at, len: from.count() }, ExtentKind::Data);
             }
+            Request::Clear { effort: Effort::Quick, .. } if self.slow_zeroes.get() => {
+                return Err(IoError::new(IoErrorKind::Unsupported, "zeros would be written"));
+            }
+            Request::Clear { .. } if self.ignore_clears.get() => {}
             Request::Clear { range, how, .. } => {
                 self.view(range.start, range.len.as_len())?.fill(0);
                 let kind = match how {
@@ -140,8 +162,9 @@ fn describe(request: &Request) -> (Option<u64>, String) {
         Request::Write { at, from, durability } => {
             (Some(at.0), format!("write {}+{} {durability:?}", at.0, from.len()))
         }
-        Request::Clear { range, how, durability } => {
-            (Some(range.start.0), format!("clear {range:?} {how:?} {durability:?}"))
+        Request::Clear { range, how, effort, durability } => {
+            let quick = if *effort == Effort::Quick { "quick " } else { "" };
+            (Some(range.start.0), format!("{quick}clear {range:?} {how:?} {durability:?}"))
         }
         Request::Flush => (None, "flush".to_owned()),
     }
@@ -179,15 +202,19 @@ impl BlockDevice for RamDevice {
             if let Some(kind) = self.fail.get() {
                 return Err(IoError::new(kind, "the device was told to fail"));
             }
+            self.looked_at.set(self.looked_at.get() + range.len.0);
             let mut found: Vec<Extent> = Vec::new();
             let (mut at, end) = (range.start.0, range.start.0 + range.len.0);
             while at < end {
                 let unit = at / UNIT;
                 let kind = self.kinds.borrow()[ByteCount(unit).as_len()];
                 let stop = end.min((unit + 1) * UNIT);
-                match found.last_mut() {
-                    Some(last) if last.kind == kind => last.range.len.0 += stop - at,
-                    _ => found.push(Extent { range: ByteRange::new(at, stop - at), kind }),
+                let mut next = Extent::flat(ByteRange::new(at, stop - at), kind);
+                if let Some(depth) = self.depths.borrow().get(&unit) {
+                    next.depth = *depth;
+                }
+                if !found.last_mut().is_some_and(|last| last.absorbs(&next)) {
+                    found.push(next);
                 }
                 at = stop;
             }
