@@ -15,6 +15,7 @@ pub const TOOLS: &[(&str, &str)] = &[
     ("/usr/bin/python3", "python3"),
     ("/usr/bin/nbdinfo", "libnbd-bin"),
     ("/usr/bin/nbdcopy", "libnbd-bin"),
+    ("/usr/share/doc/python3-libnbd/copyright", "python3-libnbd"),
     ("/usr/bin/fio", "fio"),
     ("/bin/busybox", "busybox-static"),
     ("/usr/bin/cpio", "cpio"),

@@ -97,9 +97,10 @@ fn nbdinfo_reads_what_is_offered() -> Result<()> {
         let export = &told["exports"][0];
         ensure!(told["structured"] == true && told["protocol"] == "newstyle-fixed", "{told}");
         ensure!(export["export-size"] == 8 * MIB && export["description"] == "a disk in memory");
-        ensure!(export["contexts"] == serde_json::json!(["base:allocation"]), "{export}");
-        for yes in ["can_flush", "can_fua", "can_trim", "can_zero", "can_multi_conn", "can_df"] {
-            ensure!(export[yes] == true, "{yes}: {export}");
+        let contexts = serde_json::json!(["base:allocation", "qemu:allocation-depth"]);
+        ensure!(export["contexts"] == contexts, "{export}");
+        for yes in ["flush", "fua", "trim", "zero", "multi_conn", "df", "cache", "fast_zero"] {
+            ensure!(export[format!("can_{yes}")] == true, "{yes}: {export}");
         }
         ensure!(export["is_read_only"] == false && export["block_size_minimum"] == 512);
     }
@@ -160,6 +161,65 @@ fn qemu_img_and_qemu_io_find_what_they_wrote() -> Result<()> {
     };
     ensure!(data(MIB) == Some(true) && data(2 * MIB) == Some(false), "{map}");
     ensure!(data(6 * MIB) == Some(false) && data(7 * MIB) == Some(true), "{map}");
+    server.close().map(drop)
+}
+
+/// What libnbd's shell says to `h`, a connection to the server; prints nothing when all is as it
+/// should be.
+const SHELL: &str = r#"
+h.set_strict_mode(0)
+assert h.can_meta_context("base:allocation") and h.can_meta_context("qemu:allocation-depth")
+MIB = 1 << 20
+h.pwrite(b"d" * 65536, MIB)
+
+# both contexts in one answer
+told = {}
+h.block_status(4 * MIB, 0, lambda name, at, runs, error: told.__setitem__(name, runs) or 0)
+assert told == {
+    "base:allocation": [MIB, 3, 65536, 0, 3 * MIB - 65536, 3],
+    "qemu:allocation-depth": [MIB, 0, 65536, 1, 3 * MIB - 65536, 0],
+}, told
+
+# a long read names its holes, one that must be whole does not
+def chunks(flags):
+    seen = []
+    data = h.pread_structured(4 * MIB, 0, lambda b, at, kind, e: seen.append((kind, at)) or 0, flags)
+    assert data == bytes(MIB) + b"d" * 65536 + bytes(3 * MIB - 65536)
+    return seen
+hole, data = nbd.READ_HOLE, nbd.READ_DATA
+assert chunks(0) == [(hole, 0), (data, MIB), (hole, MIB + 65536)], chunks(0)
+assert chunks(nbd.CMD_FLAG_DF) == [(data, 0)]
+
+# quick zeroing, caching, and what is refused with a reason
+h.zero(65536, MIB, nbd.CMD_FLAG_FAST_ZERO)
+assert h.pread(65536, MIB) == bytes(65536)
+h.cache(8 * MIB, 0)
+def refused(number, call):
+    try:
+        call()
+    except nbd.Error as error:
+        assert error.errnum == number, error
+    else:
+        raise AssertionError("it was not refused")
+refused(errno.EINVAL, lambda: h.cache(8 * MIB, MIB))
+refused(errno.EINVAL, lambda: h.trim(512, 8 * MIB))
+refused(errno.ENOSPC, lambda: h.zero(512, 8 * MIB))
+refused(errno.EINVAL, lambda: h.pread(512, 1))
+"#;
+
+#[test]
+fn libnbds_shell_finds_contexts_holes_and_refusals_as_specified() -> Result<()> {
+    need::tool("/usr/share/doc/python3-libnbd/copyright")?;
+    let server = Server::start(8 * MIB, false)?;
+    let connect = format!(
+        "import errno, nbd\nh = nbd.NBD()\n\
+         for name in nbd.CONTEXT_BASE_ALLOCATION, 'qemu:allocation-depth': h.add_meta_context(name)\n\
+         h.connect_uri({:?})\n",
+        server.unix
+    );
+    let python = need::tool("/usr/bin/python3")?;
+    let said = text(Command::new(python).args(["-c", &format!("{connect}{SHELL}")]))?;
+    ensure!(said.is_empty(), "{said}");
     server.close().map(drop)
 }
 

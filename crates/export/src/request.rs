@@ -83,14 +83,6 @@ pub enum Breach {
         /// What the agreed framing starts with.
         wanted: u32,
     },
-    /// With extended headers a write says that its payload follows. One that does not may have sent
-    /// it all the same: taking it would write requests to the disk, leaving it would take data for
-    /// requests.
-    #[error("a write of {len} bytes does not say that its payload follows")]
-    NoPayload {
-        /// Its length.
-        len: u64,
-    },
     /// A payload longer than any may be.
     #[error("a payload of {len} bytes follows, and {MAX_PAYLOAD} is the most")]
     LongPayload {
@@ -125,13 +117,8 @@ impl Header {
             return Err(Breach::Magic { found, wanted });
         }
         let len = header.len;
-        if framing == Framing::Extended {
-            if header.has_payload() && len > u64::from(MAX_PAYLOAD) {
-                return Err(Breach::LongPayload { len });
-            }
-            if header.kind == command::WRITE && !header.has_payload() && len > 0 {
-                return Err(Breach::NoPayload { len });
-            }
+        if framing == Framing::Extended && header.payload() > u64::from(MAX_PAYLOAD) {
+            return Err(Breach::LongPayload { len });
         }
         Ok(header)
     }
@@ -157,11 +144,11 @@ impl Header {
         self.flags & flag != 0
     }
 
+    /// With extended headers a write must say that its payload follows. QEMU (10.0) sends it without
+    /// saying so: it is taken either way, as a write without a payload means nothing.
     fn has_payload(&self) -> bool {
-        match self.framing {
-            Framing::Simple | Framing::Structured => self.kind == command::WRITE,
-            Framing::Extended => self.has(command_flag::PAYLOAD_LEN),
-        }
+        let says_so = self.framing == Framing::Extended && self.has(command_flag::PAYLOAD_LEN);
+        says_so || self.kind == command::WRITE
     }
 
     /// Bytes of payload that follow the header, whether the command is good or not.
@@ -500,8 +487,9 @@ mod tests {
             extended((f::PAYLOAD_LEN, c::TRIM, 0, most)),
             Err(Breach::LongPayload { len: most })
         );
-        assert_eq!(extended((0, c::WRITE, 0, 512)), Err(Breach::NoPayload { len: 512 }));
-        assert!(extended((0, c::WRITE, 0, 0)).is_ok());
+        assert_eq!(extended((0, c::WRITE, 0, long)), Err(Breach::LongPayload { len: long }));
+        let unsaid = extended((0, c::WRITE, 0, 512)).expect("it follows all the same");
+        assert_eq!(unsaid.payload(), 512);
         let header = extended((f::PAYLOAD_LEN, c::FLUSH, 0, 100)).expect("its payload is skipped");
         assert_eq!((header.payload(), header.query()), (100, 0));
         let got = header.command(&session(Framing::Extended), WRITABLE, &[]);
