@@ -70,6 +70,9 @@ impl Inner {
         clearing: Clearing,
         caller: &Caller,
     ) -> Result<()> {
+        if self.is_flat() && self.clear_flat(piece.on_disk(), clearing, caller).await? {
+            return Ok(());
+        }
         loop {
             self.pass_gate(caller).await?;
             self.resolve(piece.block).await?;

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
 use image::owner::{BlockState, OwnerMap, Slot};
-use image::{BLOCK_SECTORS, BlockIndex, Kind, SECTOR, SectorCount, Trust};
+use image::{BLOCK_SECTORS, BlockIndex, SECTOR, SectorCount, Trust};
 use io::{
     BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, DeviceInfo, Extent, Io, IoError,
     IoErrorKind, Local, LogMemory, Request, Result,
@@ -206,13 +206,6 @@ impl Disk {
         let blocks = u32::try_from(leaf.image.size.blocks()).expect("a VHD has 32-bit blocks");
         let space = Space::new(&leaf.image, &taken);
         let read_only = matches!(open.access, Access::ReadOnly);
-        if !read_only && leaf.image.kind == Kind::Fixed {
-            return Err(IoError::new(
-                IoErrorKind::Unsupported,
-                "writing fixed layers is not built yet: copy the volume to a thin one",
-            )
-            .into());
-        }
         let inner = Rc::new(Inner {
             local,
             rules: open.rules,
@@ -415,6 +408,14 @@ pub(crate) struct Piece {
     pub(crate) len: u32,
     /// Offset of the piece within the request, in bytes.
     pub(crate) at: usize,
+}
+
+impl Piece {
+    /// Its bytes on the disk.
+    pub(crate) fn on_disk(self) -> ByteRange {
+        let start = u64::from(self.block.0) * u64::from(BLOCK_SECTORS) + u64::from(self.from);
+        ByteRange::new(start * SECTOR, u64::from(self.len) * SECTOR)
+    }
 }
 
 /// Splits sectors at block boundaries.

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use image::{LayerImage, PAGE, Sector, Trust, create};
+use image::{Kind, LayerImage, PAGE, Sector, Trust, create};
 use io::{
     BlockFile, ByteCount, Clear, Durability, Effort, IoBuf, IoError, IoErrorKind, Request, Result,
 };
@@ -213,6 +213,10 @@ async fn finish(
     stale: &[Place],
     keep_space: bool,
 ) -> Result<()> {
+    // its footer is where it always was
+    if image.kind == Kind::Fixed {
+        return file.submit(Request::Flush).await;
+    }
     let how = if keep_space { Clear::KeepSpace } else { Clear::Deallocate };
     for place in stale {
         let range = place.bytes();

@@ -24,6 +24,7 @@ mod clear;
 mod disk;
 mod error;
 mod event;
+mod flat;
 mod flush;
 mod gate;
 mod log;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use image::owner::{BlockState, Source};
-use image::{BLOCK_SECTORS, BlockIndex, Sector};
+use image::{BLOCK_SECTORS, BlockIndex, Kind, Sector};
 use io::{ByteCount, ByteRange, Clear, Durability, Effort, Request};
 
 use crate::disk::Inner;
@@ -28,6 +28,10 @@ pub(crate) async fn apply(inner: &Rc<Inner>, records: &[Record]) -> Result<(), O
         let leaf = state.chain.leaf();
         (leaf.image.clone(), leaf.file.info().size.0, state.map.blocks())
     };
+    if leaf.kind == Kind::Fixed && !records.is_empty() {
+        let (layer, why) = (leaf.uuid, "says the log, and a fixed layer has no places");
+        return Err(OpenError::Table { layer, block: 0, sector: 0, why });
+    }
     let mut changes: BTreeMap<BlockIndex, Change> = BTreeMap::new();
     for record in records {
         let (Record::Map { block, .. } | Record::Own { block, .. } | Record::Unmap { block }) =
@@ -105,6 +109,9 @@ pub(crate) async fn apply(inner: &Rc<Inner>, records: &[Record]) -> Result<(), O
 pub(crate) async fn clear_unowned(inner: &Rc<Inner>) -> Result<(), OpenError> {
     let (file, ranges, end) = {
         let state = inner.state.borrow();
+        if state.chain.leaf().image.kind == Kind::Fixed {
+            return Ok(());
+        }
         let file = Rc::clone(&state.chain.leaf().file);
         (file, state.space.unowned(), state.space.end())
     };

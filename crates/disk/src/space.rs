@@ -14,7 +14,7 @@ use std::collections::{BTreeSet, VecDeque};
 use image::{
     BLOCK_BYTES, BLOCK_STRIDE_SECTORS, LayerImage, METADATA_SECTORS, PAGE, SECTOR, Sector,
 };
-use io::ByteRange;
+use io::{ByteCount, ByteRange};
 
 /// A place in the leaf's file, by its first sector: the metadata page, which starts on a page boundary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -96,6 +96,14 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    /// The first places of the batch that end within a file of `len`.
+    pub(crate) fn within(self, len: ByteCount) -> Option<Self> {
+        let stride = BLOCK_STRIDE_SECTORS * SECTOR;
+        let fit = len.0.saturating_sub(self.from.0.bytes()) / stride;
+        let count = self.count.min(u32::try_from(fit).unwrap_or(u32::MAX));
+        (count > 0).then_some(Self { count, ..self })
+    }
+
     /// The bytes of its places.
     pub(crate) fn bytes(self) -> ByteRange {
         let stride = self.from.bytes().len.0;
@@ -298,6 +306,19 @@ mod tests {
         // what was freed below is a place again
         space.freed(place(0));
         assert_eq!(space.next_batch(), Some(Batch { from: place(0), count: 1, at_end: false }));
+    }
+
+    #[test]
+    fn what_a_file_has_already_need_not_be_asked_for() {
+        let space = Space::new(&image(), &BTreeSet::new());
+        let batch = space.next_batch().unwrap();
+        assert_eq!(batch.count, 2);
+        let len = |places: u64, more: u64| ByteCount(place(places).0.bytes() + more);
+        assert_eq!(batch.within(len(9, 0)), Some(batch));
+        assert_eq!(batch.within(len(2, 0)), Some(batch));
+        assert_eq!(batch.within(ByteCount(len(2, 0).0 - 1)).unwrap().count, 1);
+        assert_eq!(batch.within(len(0, 512)), None);
+        assert_eq!(batch.within(ByteCount::ZERO), None);
     }
 
     #[test]

@@ -50,6 +50,7 @@ impl Inner {
         let mut parts = pieces(start, len);
         let Some(first) = parts.next() else { return Ok(()) };
         match parts.next() {
+            _ if self.is_flat() && self.write_flat(at, from, caller).await? => {}
             None => self.write_piece(first, from, caller).await?,
             Some(second) => {
                 let all = [first, second].into_iter().chain(parts);
@@ -194,6 +195,13 @@ impl Inner {
             (Rc::clone(&state.chain.leaf().file), state.space.next_batch())
         };
         let Some(mut batch) = batch else { return Ok(Reserved::FileFull) };
+        // A leaf that keeps its space has all of it already: asking a full store for it again fails.
+        if self.keep_space
+            && let Some(kept) = batch.within(file.info().size)
+        {
+            self.state.borrow_mut().space.reserved(kept);
+            return Ok(Reserved::Places);
+        }
         loop {
             match file.reserve(batch.bytes()).await {
                 Ok(()) => {

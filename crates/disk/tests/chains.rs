@@ -40,6 +40,15 @@ async fn layer(
 }
 
 async fn open(world: &SimWorld, files: Vec<Rc<dyn BlockFile>>, rules: Rules) -> Disk {
+    open_with(world, files, rules, false).await
+}
+
+async fn open_with(
+    world: &SimWorld,
+    files: Vec<Rc<dyn BlockFile>>,
+    rules: Rules,
+    keep_space: bool,
+) -> Disk {
     let identity = LogIdentity {
         volume: Uuid::nil(),
         boot: Uuid::nil(),
@@ -50,7 +59,7 @@ async fn open(world: &SimWorld, files: Vec<Rc<dyn BlockFile>>, rules: Rules) -> 
     let access = Access::Write { memory, identity, state: LogState::Clean };
     Disk::open(
         world.local().clone(),
-        OpenChain { files, access, rules, fixed_base: false, keep_space: false },
+        OpenChain { files, access, rules, fixed_base: false, keep_space },
     )
     .await
     .unwrap()
@@ -72,7 +81,8 @@ async fn write(disk: &Disk, at: u64, byte: u8, len: usize) {
 }
 
 async fn discard(disk: &Disk, range: ByteRange, durability: Durability) {
-    disk.submit(Request::Clear { range, how: Clear::Deallocate, durability }).await.unwrap();
+    let (how, effort) = (Clear::Deallocate, Effort::Any);
+    disk.submit(Request::Clear { range, how, effort, durability }).await.unwrap();
 }
 
 async fn read(disk: &Disk, at: u64, len: usize) -> Vec<u8> {
@@ -185,12 +195,32 @@ fn n1_discarded_space_serves_the_writes_of_a_full_store() {
         write(&disk, 5 * BLOCK, 7, 4096).await;
         discard(&disk, ByteRange::new(7 * BLOCK, BLOCK), Durability::Cached).await;
         space.set_capacity(space.used());
-        let how = Clear::KeepSpace;
+        let (how, effort, durability) = (Clear::KeepSpace, Effort::Any, Durability::Cached);
         let range = ByteRange::new(5 * BLOCK + 8192, 4096);
-        disk.submit(Request::Clear { range, how, durability: Durability::Cached }).await.unwrap();
+        disk.submit(Request::Clear { range, how, effort, durability }).await.unwrap();
         assert_eq!(held.get(), 0);
         assert_eq!(read(&disk, 5 * BLOCK, 4096).await, vec![7; 4096]);
         assert_eq!(read(&disk, 6 * BLOCK, 4096).await, vec![0; 4096]);
+    });
+}
+
+#[test]
+fn n2_a_leaf_that_keeps_its_space_asks_a_full_store_for_nothing() {
+    let (executor, world) = SimWorld::start(1);
+    executor.block_on(async {
+        let space = world.add_space(ByteCount(64 << 20));
+        let file = layer(&space, 1, 6 * BLOCK, None).await;
+        file.reserve(ByteRange::new(0, file.info().size.0 + 6 * (BLOCK + 4096))).await.unwrap();
+        space.set_capacity(space.used());
+        let disk = open_with(&world, vec![file], Rules::all(), true).await;
+        for block in 0..6 {
+            write(&disk, block * BLOCK, 5, 4096).await;
+        }
+        discard(&disk, ByteRange::new(0, 2 * BLOCK), Durability::Durable).await;
+        write(&disk, 4096, 6, 4096).await;
+        assert_eq!(read(&disk, 4096, 4096).await, vec![6; 4096]);
+        assert_eq!(read(&disk, BLOCK, 4096).await, vec![0; 4096]);
+        disk.close().await.unwrap();
     });
 }
 
