@@ -12,7 +12,7 @@
 //! old layers go after that.
 
 use datastore::{Access, ObjectName};
-use image::{BLOCK_BYTES, BLOCK_STRIDE_SECTORS, Sector, create};
+use image::{BLOCK_BYTES, BLOCK_STRIDE_SECTORS, SECTOR, Sector, create};
 use io::{ByteCount, ByteRange, Clear, Durability, Effort, ExtentKind, IoBuf, Request};
 use uuid::Uuid;
 
@@ -20,8 +20,8 @@ use crate::api::{Conversion, ConversionWay};
 use crate::catalog::{Catalog, refuse_template};
 use crate::env::Progress;
 use crate::error::{CatalogError, Code, Named, Result};
-use crate::intent::{CutBack, NewLayer, Rewrite};
-use crate::layer::{self, Layer, block_count};
+use crate::intent::{CutBack, NewLayer, Piece, Rewrite};
+use crate::layer::{self, Layer, block_count, header_pieces};
 use crate::locks::Pace;
 use crate::record::{Current, Origin, VolumeKind, VolumeRecord};
 use crate::txn::Plan;
@@ -185,7 +185,7 @@ impl Catalog {
         let built = async {
             // The old footer goes: places for blocks are zero until they are taken.
             leaf.truncate(old_end.bytes()).await?;
-            leaf.file().reserve(ByteRange::new(0, end.bytes())).await?;
+            leaf.file().reserve(ByteRange::new(0, end.bytes() + SECTOR)).await?;
             leaf.flush().await
         }
         .await;
@@ -375,10 +375,13 @@ fn of_kind(record: VolumeRecord, kind: VolumeKind) -> VolumeRecord {
 /// The footer of `layer` at `end`, where the file then ends; nothing else of it changes.
 fn footer_at(layer: &Layer, end: Sector) -> Rewrite {
     let (at, footer) = create::tail_for(&layer.image, end);
+    let len = at.bytes() + footer.len() as u64;
+    let mut pieces = header_pieces(&layer.image);
+    pieces.push(Piece { at: at.bytes(), bytes: footer });
     Rewrite {
         layer: layer.uuid,
-        len: at.bytes() + footer.len() as u64,
-        pieces: vec![crate::intent::Piece { at: at.bytes(), bytes: footer }],
+        len,
+        pieces,
         parent: layer.image.parent.as_ref().map(|parent| parent.uuid),
         size: layer.size(),
     }
