@@ -2,8 +2,11 @@
 //! the end of a disk.
 
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use image::{Kind, LayerImage, PAGE, Sector, Trust, create};
 use io::{
     BlockFile, ByteCount, Clear, Durability, Effort, IoBuf, IoError, IoErrorKind, Request, Result,
@@ -14,6 +17,9 @@ use crate::chain::Layer;
 use crate::disk::{Disk, Gate, Inner, file_offset};
 use crate::error::OpenError;
 use crate::space::{Place, Space};
+
+/// How long a gate may take to be shut. A guest gives up on a disk that stands still for longer.
+pub const GATE_LIMIT: Duration = Duration::from_secs(30);
 
 /// A layer that was read and checked, ready to become the leaf.
 #[derive(Debug)]
@@ -63,19 +69,37 @@ impl Disk {
     }
 
     /// Shuts the gate: waits until no write is under way, and makes all that was written durable.
-    /// Writes, clears and flushes that come later wait; reads go on.
+    /// Writes, clears and flushes that come later wait; reads go on. Whoever gates several disks holds
+    /// the guests of all of them for as long as the slowest takes: so it takes [`GATE_LIMIT`] at most.
     ///
     /// # Errors
-    /// `Busy` if the gate is shut already, or those of a flush; the gate is open again then.
+    /// `Busy` if the gate is shut already or the store is too slow, or those of a flush; what this call
+    /// shut is open again then.
     pub async fn gate(&self) -> Result<()> {
         let inner = &self.inner;
         inner.shut()?;
-        inner.drained().await;
-        let flushed = inner.flush().await;
-        if flushed.is_err() {
+        let quiet = pin!(async {
+            inner.drained().await;
+            // it runs to its end also when it is not waited for any more
+            let inner = Rc::clone(inner);
+            let flush = self.inner.local.spawn(async move { inner.flush().await });
+            flush.await
+        });
+        let outcome = match select(quiet, inner.local.sleep(GATE_LIMIT)).await {
+            Either::Left((flushed, _)) => flushed,
+            Either::Right(((), _)) => Err(IoError::new(
+                IoErrorKind::Busy,
+                format!(
+                    "what the guest writes was not on the store after {} s: it does not answer, or \
+                     very slowly",
+                    GATE_LIMIT.as_secs()
+                ),
+            )),
+        };
+        if outcome.is_err() {
             self.ungate();
         }
-        flushed
+        outcome
     }
 
     /// Opens the gate again.
@@ -87,12 +111,16 @@ impl Disk {
     }
 
     /// Makes `leaf` the leaf. The gate must be shut, and what names the new leaf must be committed.
-    /// The layer below gets its closing footer in the background.
+    /// The layer below gets its closing footer in the background. A disk that was closed meanwhile needs
+    /// no new leaf.
     ///
     /// # Panics
     /// If the gate is open.
     pub fn switch(&self, leaf: NewLeaf) {
         let inner = &self.inner;
+        if inner.gate.get() == Gate::Closed {
+            return;
+        }
         assert_eq!(inner.gate.get(), Gate::Shut, "the leaf changes behind a shut gate only");
         let mut guard = inner.state.borrow_mut();
         let state = &mut *guard;
@@ -130,12 +158,12 @@ impl Disk {
     /// reserved ahead and writes the closing footer. Held requests and later ones fail as `Closed`.
     ///
     /// # Errors
-    /// As a flush. The disk is closed in any case; after an error the volume was not closed cleanly
-    /// and its log is still needed.
+    /// As a flush, and `Closed` if the disk was ended before. It is closed in any case; after an error
+    /// the volume was not closed cleanly and its log is still needed.
     pub async fn close(&self) -> Result<()> {
         let inner = &self.inner;
         if inner.gate.get() == Gate::Closed {
-            return Ok(());
+            return Err(crate::disk::closed());
         }
         let outcome = self.close_open().await;
         inner.gate.set(Gate::Closed);

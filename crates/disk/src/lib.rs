@@ -37,6 +37,6 @@ mod write;
 
 pub use disk::{Access, Disk, LogState, OpenChain, Stats};
 pub use error::OpenError;
-pub use gate::NewLeaf;
+pub use gate::{GATE_LIMIT, NewLeaf};
 pub use log::{LOG_MIN, LOG_VERSION, LogError, LogIdentity, log_identity};
 pub use rules::Rules;

@@ -1,18 +1,18 @@
 //! Chains by hand, in the simulated world: sizes that differ, space that runs out, writes that fail or
-//! whose callers go away, the cost of reads.
+//! whose callers go away, gates, the cost of reads.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use disk::{Access, Disk, LogIdentity, LogState, OpenChain, Rules};
+use disk::{Access, Disk, GATE_LIMIT, LogIdentity, LogState, OpenChain, Rules};
 use futures_util::poll;
 use image::{ParentRef, SectorCount, Timestamp, Uuid, create};
 use io::sim::{SimSpace, SimWorld};
 use io::{
-    BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, Clear, Durability, Effort, Extent,
-    ExtentKind, IoBuf, IoErrorKind, Request,
+    BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, Clear, DeviceInfo, Durability, Effort,
+    Extent, ExtentKind, Io, IoBuf, IoErrorKind, Request,
 };
 
 const BLOCK: u64 = 2 << 20;
@@ -389,6 +389,112 @@ fn a_closing_disk_answers_what_it_holds() {
         }
         disk.close().await.unwrap();
         assert_eq!(waiting.await.unwrap_err().kind, IoErrorKind::Closed);
+    });
+}
+
+/// Writes of a file wait while it is stalled; nothing else does.
+struct Stalling {
+    file: Rc<dyn BlockFile>,
+    stalled: Rc<Cell<bool>>,
+    world: SimWorld,
+}
+
+impl BlockDevice for Stalling {
+    fn info(&self) -> DeviceInfo {
+        self.file.info()
+    }
+
+    fn submit(&self, request: Request) -> Io<'_, io::Result<()>> {
+        Box::pin(async move {
+            while self.stalled.get() && matches!(request, Request::Write { .. }) {
+                self.world.delay(Duration::from_millis(100), Duration::from_millis(100)).await;
+            }
+            self.file.submit(request).await
+        })
+    }
+
+    fn extents(&self, range: ByteRange) -> Io<'_, io::Result<Vec<Extent>>> {
+        self.file.extents(range)
+    }
+}
+
+impl BlockFile for Stalling {
+    fn reserve(&self, range: ByteRange) -> Io<'_, io::Result<()>> {
+        self.file.reserve(range)
+    }
+
+    fn truncate(&self, len: ByteCount) -> Io<'_, io::Result<()>> {
+        self.file.truncate(len)
+    }
+
+    fn used(&self) -> Io<'_, io::Result<ByteCount>> {
+        self.file.used()
+    }
+}
+
+#[test]
+fn r1_a_gate_that_is_not_shut_in_time_is_open_again() {
+    let (executor, world) = SimWorld::start(6);
+    executor.block_on(async {
+        let space = world.add_space(ByteCount::mib(100));
+        let file = layer(&space, 1, 16 * BLOCK, None).await;
+        let stalled = Rc::new(Cell::new(false));
+        let base = Stalling { file, stalled: Rc::clone(&stalled), world: world.clone() };
+        let disk = open(&world, vec![Rc::new(base)], Rules::all()).await;
+        write(&disk, 0, 1, 4096).await;
+        // once a guest's write hangs, once the flush behind the gate
+        for hangs_in_flush in [false, true] {
+            write(&disk, BLOCK, 1, 4096).await;
+            discard(&disk, ByteRange::new(BLOCK, BLOCK), Durability::Cached).await;
+            stalled.set(true);
+            let mut hanging = (!hangs_in_flush).then(|| disk.submit(writing(0, 2, 4096)));
+            if let Some(hanging) = &mut hanging {
+                assert!(poll!(hanging).is_pending());
+                world.delay(Duration::from_millis(1), Duration::from_millis(1)).await;
+            }
+            let before = world.local().now();
+            let error = disk.gate().await.unwrap_err();
+            assert_eq!(error.kind, IoErrorKind::Busy, "{error}");
+            assert_eq!(world.local().now() - before, GATE_LIMIT);
+            stalled.set(false);
+            if let Some(hanging) = hanging {
+                hanging.await.unwrap();
+            }
+            write(&disk, 0, 3, 4096).await;
+            disk.gate().await.unwrap();
+            disk.ungate();
+        }
+    });
+}
+
+/// A volume may be disconnected while a snapshot has its gate shut: the close waits for the snapshot.
+#[test]
+fn a_gated_disk_closes_once_it_is_let_go_or_ended() {
+    let (executor, world) = SimWorld::start(7);
+    executor.block_on(async {
+        let space = world.add_space(ByteCount::mib(100));
+        let base = layer(&space, 1, 16 * BLOCK, None).await;
+        let leaf = layer(&space, 2, 16 * BLOCK, Some(1)).await;
+        for let_go in [true, false] {
+            let disk = open(&world, vec![Rc::clone(&base)], Rules::all()).await;
+            write(&disk, 0, 1, 4096).await;
+            let leaf = disk.open_leaf(Rc::clone(&leaf)).await.unwrap();
+            disk.gate().await.unwrap();
+            let mut closing = std::pin::pin!(disk.close());
+            assert!(poll!(closing.as_mut()).is_pending());
+            world.delay(GATE_LIMIT, GATE_LIMIT).await;
+            assert!(poll!(closing.as_mut()).is_pending());
+            if let_go {
+                disk.ungate();
+                closing.await.unwrap();
+            } else {
+                disk.abandon();
+                // it was not closed cleanly, and says so; what comes too late does no harm
+                assert_eq!(closing.await.unwrap_err().kind, IoErrorKind::Closed);
+                assert_eq!(disk.close().await.unwrap_err().kind, IoErrorKind::Closed);
+                disk.switch(leaf);
+            }
+        }
     });
 }
 
