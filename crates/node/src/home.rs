@@ -83,6 +83,8 @@ struct Served {
     failed: Rc<Cell<bool>>,
     /// The layer in which the disk goes on after the snapshot that is being made.
     next: RefCell<Option<NewLeaf>>,
+    /// Whether the gate is shut for a snapshot. A disk that closes shuts it too, and for good.
+    gated: Cell<bool>,
 }
 
 /// A disk whose failed flushes are noticed: they are an alarm, not only the guest's business.
@@ -182,6 +184,7 @@ impl Home {
             datastore: opening.datastore.identity().uuid,
             failed,
             next: RefCell::default(),
+            gated: Cell::new(false),
         };
         self.served.borrow_mut().insert(opening.id, Rc::new(served));
         Ok(())
@@ -263,7 +266,9 @@ impl Home {
 
     pub(crate) async fn gate(&self, id: Uuid) -> Result<()> {
         let served = self.served(id)?;
-        note(&served.failed, served.disk.gate().await)
+        let gated = served.disk.gate().await;
+        served.gated.set(gated.is_ok());
+        note(&served.failed, gated)
     }
 
     /// Goes on in the prepared leaf, which is committed by now.
@@ -280,7 +285,9 @@ impl Home {
     pub(crate) fn ungate(&self, id: Uuid) {
         if let Ok(served) = self.served(id) {
             drop(served.next.borrow_mut().take());
-            served.disk.ungate();
+            if served.gated.take() {
+                served.disk.ungate();
+            }
         }
     }
 
@@ -306,7 +313,9 @@ impl Home {
     /// Drains every disk and makes all durable, so that its log is empty; then nothing enters any
     /// more. Sockets are closed: clients that reconnect find the next process.
     pub(crate) async fn suspend(&self) {
-        let all: Vec<_> = self.served.borrow_mut().drain().collect();
+        // each stays reachable to its end: a snapshot may have its gate shut, and the drain waits for that
+        let all: Vec<_> =
+            self.served.borrow().iter().map(|(id, served)| (*id, Rc::clone(served))).collect();
         futures_util::future::join_all(all.into_iter().map(|(id, served)| async move {
             let early = self.drain(id, &served, Disk::gate).await;
             let flushed = match early {
@@ -318,6 +327,7 @@ impl Home {
             }
             served.disk.abandon();
             served.server.close().await;
+            self.served.borrow_mut().remove(&id);
         }))
         .await;
     }

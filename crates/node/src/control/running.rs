@@ -15,11 +15,18 @@ use crate::crash;
 use crate::home::Home;
 use crate::worker::Worker;
 
+/// A volume whose gate is shut, or about to be.
+struct Gated {
+    since: Instant,
+    /// Its connection may be closing meanwhile, and that waits for the gate: it is opened, or the disk
+    /// ended, wherever the connection is.
+    home: Worker<Home>,
+}
+
 /// [`Running`] over the home threads. One for each catalog.
 pub(super) struct Homes {
     control: Weak<Control>,
-    /// Gated volumes and since when.
-    gated: RefCell<HashMap<Uuid, Instant>>,
+    gated: RefCell<HashMap<Uuid, Gated>>,
     /// The longest that each volume's guest waited in its last gate.
     paused: RefCell<HashMap<Uuid, Duration>>,
 }
@@ -34,10 +41,38 @@ impl Homes {
     }
 
     fn home(&self, volume: Uuid) -> Result<Worker<Home>> {
+        if let Some(gated) = self.gated.borrow().get(&volume) {
+            return Ok(gated.home.clone());
+        }
         let control = self.control.upgrade().ok_or_else(gone)?;
         control.home_of(volume).ok_or_else(|| {
             CatalogError::new(Code::Io, format!("volume {volume} is not connected any more"))
         })
+    }
+
+    async fn gate_on(&self, home: Worker<Home>, volume: Uuid) -> Result<()> {
+        let gated = Gated { since: Instant::now(), home: home.clone() };
+        self.gated.borrow_mut().insert(volume, gated);
+        crash::point("before-gate");
+        let gated = home
+            .call(move |home| async move { home.gate(volume).await })
+            .await
+            .map_err(|_gone| gone())?;
+        crash::point("after-gate");
+        gated.map_err(from_io)
+    }
+
+    /// Ends a disk that must not be written any more, also one whose connection is closing already.
+    async fn end(&self, volume: Uuid, why: String) {
+        let gated = self.gated.borrow_mut().remove(&volume);
+        if let Some(control) = self.control.upgrade() {
+            control.abandon(volume, why).await;
+        }
+        if let Some(gated) = gated
+            && gated.home.call(move |home| async move { home.abandon(volume).await }).await.is_err()
+        {
+            tracing::error!(%volume, "the home thread ended while the gate was closed");
+        }
     }
 
     /// How long the volume's guest waited; forgets it.
@@ -80,17 +115,7 @@ impl Running for Homes {
     }
 
     fn gate(&self, volume: Uuid) -> Io<'_, Result<()>> {
-        Box::pin(async move {
-            let home = self.home(volume)?;
-            self.gated.borrow_mut().insert(volume, Instant::now());
-            crash::point("before-gate");
-            let gated = home
-                .call(move |home| async move { home.gate(volume).await })
-                .await
-                .map_err(|_gone| gone())?;
-            crash::point("after-gate");
-            gated.map_err(from_io)
-        })
+        Box::pin(async move { self.gate_on(self.home(volume)?, volume).await })
     }
 
     fn switch(&self, volume: Uuid, leaf: Uuid) -> Io<'_, Result<()>> {
@@ -106,9 +131,7 @@ impl Running for Homes {
                 // The old leaf is frozen by the commit: the disk must not go on in it.
                 let why =
                     format!("its new layer could not be opened after a snapshot: {}", error.detail);
-                if let Some(control) = self.control.upgrade() {
-                    control.abandon(volume, why).await;
-                }
+                self.end(volume, why).await;
                 return Err(CatalogError::new(Code::Io, error.detail));
             }
             Ok(())
@@ -117,25 +140,27 @@ impl Running for Homes {
 
     fn ungate(&self, volume: Uuid) -> Io<'_, ()> {
         Box::pin(async move {
-            let since = self.gated.borrow_mut().remove(&volume);
-            let Ok(home) = self.home(volume) else { return };
+            let home = self.home(volume);
+            let gated = self.gated.borrow_mut().remove(&volume);
+            let Ok(home) = home else { return };
             let opened = home.call(move |home| async move { home.ungate(volume) }).await;
             if opened.is_err() {
                 tracing::error!(%volume, "the home thread ended while the gate was closed");
             }
-            if let Some(since) = since {
-                self.paused.borrow_mut().insert(volume, since.elapsed());
+            if let Some(gated) = gated {
+                self.paused.borrow_mut().insert(volume, gated.since.elapsed());
             }
         })
     }
 
     fn abandon(&self, volume: Uuid) -> Io<'_, ()> {
         Box::pin(async move {
-            self.gated.borrow_mut().remove(&volume);
-            if let Some(control) = self.control.upgrade() {
-                let why = "whether a snapshot was committed could not be told".to_owned();
-                control.abandon(volume, why).await;
-            }
+            let why = "whether a snapshot was committed could not be told".to_owned();
+            self.end(volume, why).await;
         })
     }
 }
+
+#[cfg(test)]
+#[path = "running_tests.rs"]
+mod tests;
