@@ -1,6 +1,7 @@
 //! What NBD tells of a chain: which snapshot holds a range, holes of a disk that is mostly holes, and
 //! requests as long as the disk.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -8,6 +9,8 @@ use e2e::process::{run, text};
 use e2e::shale::Connection;
 use e2e::tools::{self, Fill};
 use e2e::{Shale, need};
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 use serde_json::Value;
 
 const KIB: u64 = 1 << 10;
@@ -110,6 +113,43 @@ fn one_request_tells_of_the_whole_disk_and_one_zeroes_most_of_it() -> Result<()>
     ensure!(told.ends_with(&want), "{told:?}");
     let holds = [fill(1, 2 * BLOCK - MIB, MIB), fill(0, 10 * GIB, MIB), fill(0, 500 * GIB, MIB)];
     tools::expect(uri, &holds)?;
+    Ok(())
+}
+
+/// Whether a file system zeroes a range without writing it.
+fn zeroes_ranges(dir: &Path) -> Result<bool> {
+    let file = tempfile::tempfile_in(dir)?;
+    file.set_len(MIB)?;
+    let zero = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+    match fallocate(&file, zero, 0, MIB) {
+        Ok(()) => Ok(true),
+        Err(Errno::OPNOTSUPP) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[test]
+fn quick_zeroing_fails_where_zeros_must_be_written_and_space_be_kept() -> Result<()> {
+    // a tmpfs punches holes, and most kernels' do not zero ranges
+    for (home, kind) in [("/dev/shm", "lazy"), ("/dev/shm", "thin"), ("/var/tmp", "lazy")] {
+        let home = tempfile::Builder::new().prefix("shale-").tempdir_in(home)?;
+        let quick = kind == "thin" || zeroes_ranges(home.path())?;
+        let shale = Shale::start_in(home)?;
+        shale.datastore("fast")?;
+        let create = ["volume", "create", "web", "--datastore", "fast", "--size", "16M", "--kind"];
+        shale.cli(&[&create[..], &[kind]].concat())?;
+        let uri = shale.connect("web")?.uri;
+        tools::write(&uri, &[fill(1, 0, 4 * MIB)])?;
+        // `-n`: fail where it would be written; `-u`: space may be given back
+        let tried = tools::io(&uri, &["write -z -n -u 4k 1M"]);
+        let told = format!("{kind} in {}: {tried:?}", shale.home().display());
+        ensure!(tried.is_ok_and(|said| said.contains("wrote")) == quick, "{told}");
+        ensure!(quick || told.contains("not supported"), "{told}");
+        let unchanged = if quick { 0 } else { 1 };
+        tools::expect(&uri, &[fill(unchanged, 4 * KIB, MIB)])?;
+        tools::io(&uri, &["write -z -u 4k 1M"])?;
+        tools::expect(&uri, &[fill(1, 0, 4 * KIB), fill(0, 4 * KIB, MIB), fill(1, 2 * MIB, MIB)])?;
+    }
     Ok(())
 }
 
