@@ -310,7 +310,7 @@ impl Catalog {
         let base: NewLayer = base_layer(&put);
         let plan = Plan { title, puts: vec![put], creates: vec![base], drops, ..Plan::default() };
         let begun = self.begin(plan).await?;
-        let built = self.fill(&base, &chain, kind != VolumeKind::Thin, progress).await;
+        let built = self.fill(&base, &chain, kind, progress).await;
         one(self.conclude(begun, built).await?)
     }
 

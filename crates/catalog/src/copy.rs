@@ -5,7 +5,7 @@ use std::rc::Rc;
 use datastore::{Access, FileStore, ObjectName};
 use image::{
     BLOCK_BYTES, BLOCK_SECTORS, Bitmap, ChainReader, Content, LayerReader, Mapped, SECTOR, Sector,
-    SectorCount, bat, create,
+    SectorCount,
 };
 use io::{BlockFile, ByteCount, ByteRange, IoBuf};
 use uuid::Uuid;
@@ -18,6 +18,7 @@ use crate::intent::NewLayer;
 use crate::layer::{self, Layer, block_count};
 use crate::locks::Pace;
 use crate::record::{Origin, VolumeKind, VolumeRecord};
+use crate::target::{Chunk, SizeKnown, Target};
 use crate::tree::Node;
 use crate::txn::Plan;
 use crate::volumes::{base_layer, cancelled, one};
@@ -26,8 +27,6 @@ use crate::volumes::{base_layer, cancelled, one};
 const MAX_CLONES: usize = 1000;
 /// Longest chain: the owner map tells up to this many layers of a block apart.
 pub(crate) const MAX_CHAIN: usize = 250;
-/// Runs of zeros of this many bytes become holes.
-const HOLE: usize = 64 << 10;
 
 impl Catalog {
     /// Makes linked clones of a snapshot or template, all in one operation: all or none exist.
@@ -132,7 +131,7 @@ impl Catalog {
         let layer = base_layer(&new);
         let plan = Plan { title, puts: vec![new], creates: vec![layer], ..Plan::default() };
         let begun = self.begin(plan).await?;
-        let built = self.fill(&layer, &chain, kind != VolumeKind::Thin, progress).await;
+        let built = self.fill(&layer, &chain, kind, progress).await;
         let made = self.conclude(begun, built).await?;
         drop((names, pinned));
         one(made)
@@ -143,22 +142,32 @@ impl Catalog {
         &self,
         new: &NewLayer,
         chain: &[(Uuid, Node)],
-        reserve: bool,
+        kind: VolumeKind,
         progress: &dyn Progress,
     ) -> Result<()> {
         let size = new.size;
         let mut from = Chain::open(self.store(), chain).await?;
-        let mut to = Target::create(self.store(), new, self.env().now_ms(), reserve).await?;
+        let mut to = self.fill_new(new, kind).await?;
         progress.phase("copying", size);
         for block in 0..block_count(size) {
             if progress.cancelled() {
                 return Err(cancelled());
             }
-            let content = from.block(block, size).await?;
-            to.put(block, content, size).await?;
+            match from.block(block, size).await? {
+                Some(bytes) => to.put(&Chunk::whole(block, bytes)).await?,
+                None => to.skip(block).await?,
+            }
             progress.advance(((u64::from(block) + 1) * BLOCK_BYTES).min(size));
         }
-        to.close().await
+        to.close_as_begun().await
+    }
+
+    /// Starts to fill the file of a new layer; a volume that is not thin has its space at once.
+    pub(crate) async fn fill_new(&self, layer: &NewLayer, kind: VolumeKind) -> Result<Target> {
+        let plan = layer::plan_new(layer, self.env().now_ms())?;
+        let file = layer::make_file(self.store(), layer.layer).await?;
+        let reserve = kind != VolumeKind::Thin && self.store().capabilities().reserve;
+        Target::over(file, plan, SizeKnown::Now, reserve).await
     }
 
     /// Where two points in time of a volume differ. `from` None: the empty disk. `to` None: what the
@@ -261,7 +270,7 @@ impl Chain {
         }
     }
 
-    /// The content of a block, None where all of it is zero without a stored byte.
+    /// The content of a block, as much as the disk has of it; None where all of it is zero without a stored byte.
     pub(crate) async fn block(&mut self, block: u32, size: u64) -> Result<Option<Vec<u8>>> {
         let start = u64::from(block) * u64::from(BLOCK_SECTORS);
         let end = (start + u64::from(BLOCK_SECTORS)).min(size / SECTOR);
@@ -279,7 +288,8 @@ impl Chain {
             }
             at += len;
         }
-        Ok(any.then(|| self.buffer.to_vec()))
+        let len = ByteCount((end - start) * SECTOR).as_len();
+        Ok(any.then(|| self.buffer.slice(0, len).to_vec()))
     }
 
     /// Appends the sectors `from..end` to `extents`, told apart by whether they are stored.
@@ -307,78 +317,4 @@ impl Chain {
 
 fn damaged(error: &image::FormatError) -> CatalogError {
     CatalogError::new(Code::Corrupt, format!("the chain cannot be read: {error}"))
-}
-
-/// The new base layer that a copy fills.
-struct Target {
-    file: Rc<dyn BlockFile>,
-    plan: image::NewImage,
-    bat: Vec<Option<Sector>>,
-    next: Sector,
-    fixed: bool,
-    reserved: Option<Sector>,
-}
-
-impl Target {
-    async fn create(
-        store: &dyn FileStore,
-        new: &NewLayer,
-        now_ms: u64,
-        reserve: bool,
-    ) -> Result<Self> {
-        let plan = layer::plan_new(new, now_ms)?;
-        let file = layer::make_file(store, new.layer).await?;
-        let full = if new.fixed { plan.len } else { layer::full_len(&plan.image) };
-        if reserve && store.capabilities().reserve {
-            file.reserve(ByteRange::new(0, full)).await?;
-        }
-        let reserved = (reserve && !new.fixed).then(|| Sector::at_or_after(full));
-        let next = plan.image.first_free.page_up();
-        let bat = vec![None; plan.image.bat_entries as usize];
-        Ok(Self { file, plan, bat, next, fixed: new.fixed, reserved })
-    }
-
-    async fn put(&mut self, block: u32, content: Option<Vec<u8>>, size: u64) -> Result<()> {
-        let at = u64::from(block) * BLOCK_BYTES;
-        if self.fixed {
-            let len = ByteCount(BLOCK_BYTES.min(size - at)).as_len();
-            let whole = content.unwrap_or_else(|| vec![0; len]);
-            return layer::write(&*self.file, at, &IoBuf::copied(&whole[..len])).await;
-        }
-        let Some(content) = content.filter(|bytes| bytes.iter().any(|b| *b != 0)) else {
-            return Ok(());
-        };
-        let entry = layer::entry_at(self.next);
-        self.next = layer::place_after(self.next);
-        if self.reserved.is_none() {
-            // The whole block lies within the file; what is not written stays a hole.
-            self.file.truncate(ByteCount(self.next.bytes())).await?;
-        }
-        let page = layer::bitmap_page(&Bitmap::full());
-        layer::write(&*self.file, layer::page_of(entry), &IoBuf::copied(&page)).await?;
-        let data = self.plan.image.data_at(entry).bytes();
-        for (piece, at) in content.chunks(HOLE).zip((data..).step_by(HOLE)) {
-            if piece.iter().any(|b| *b != 0) {
-                layer::write(&*self.file, at, &IoBuf::copied(piece)).await?;
-            }
-        }
-        self.bat[block as usize] = Some(entry);
-        Ok(())
-    }
-
-    async fn close(self) -> Result<()> {
-        let mut pieces = self.plan.pieces;
-        if !self.fixed {
-            let mut table: Vec<u8> = self.bat.iter().flat_map(|e| bat::encode_entry(*e)).collect();
-            table.resize(table.len().next_multiple_of(layer::PAGE_LEN), 0xff);
-            pieces.retain(|(at, _)| *at != self.plan.image.bat_at);
-            pieces.push((self.plan.image.bat_at, table));
-            let end = self.reserved.unwrap_or(self.next);
-            pieces.push(create::tail_for(&self.plan.image, end));
-        }
-        for (at, bytes) in &pieces {
-            layer::write(&*self.file, at.bytes(), &IoBuf::copied(bytes)).await?;
-        }
-        layer::flush(&*self.file).await
-    }
 }

@@ -26,6 +26,8 @@ mod convert;
 mod copy;
 mod env;
 mod error;
+mod export;
+mod import;
 mod intent;
 mod layer;
 mod locks;
@@ -33,6 +35,7 @@ mod merge;
 mod record;
 mod resize;
 mod snapshots;
+mod target;
 mod templates;
 mod tree;
 mod txn;
@@ -47,8 +50,11 @@ pub use catalog::Catalog;
 pub use cell::{Cell, LayerCell, LayerState, VolumeCell};
 pub use env::{Env, NothingRuns, Progress, Running, Unwatched};
 pub use error::{CatalogError, Code, Named, Result};
+pub use export::{BranchFile, BranchReader, Branches, FlatFormat, ReadPoint};
+pub use import::{Incoming, IncomingLayer, NewImport, Next};
 pub use intent::{CellStep, CellValue, Commit, CutBack, Intent, NewLayer, Piece, Rewrite, Scratch};
 pub use record::{
     Current, FORMAT, MAX_SIZE, MAX_SNAPSHOTS, Origin, Record, SetRecord, Snapshot, VolumeKind,
     VolumeRecord, is_name, is_size,
 };
+pub use target::Chunk;

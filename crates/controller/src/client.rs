@@ -13,6 +13,9 @@ use tokio::net::TcpStream;
 
 use crate::sse::Lines;
 
+/// How much of a stream is read at once.
+const PART: usize = 256 << 10;
+
 /// Where the API is and who calls.
 #[derive(Clone)]
 pub struct Client {
@@ -74,6 +77,36 @@ impl Client {
         body: Option<&B>,
     ) -> Result<T, Problem> {
         let (status, body) = self.send(method, path, body, None).await?;
+        self.answer(path, status, body).await
+    }
+
+    /// Sends what `from` reads, as fast as the server takes it; its answer.
+    pub async fn upload<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        from: impl std::io::Read + Send + 'static,
+    ) -> Result<T, Problem> {
+        let (parts, body) = tokio::sync::mpsc::channel(2);
+        // a thread of its own: a pipe has no other way to be waited for
+        std::thread::spawn(move || read_into(from, &parts));
+        let body = futures_util::stream::unfold(body, |mut body| async move {
+            Some((body.recv().await?, body))
+        });
+        let request = self
+            .request(Method::PUT, path)
+            .header(header::CONTENT_TYPE, "application/octet-stream")
+            .body(http_body_util::StreamBody::new(Box::pin(body)))
+            .map_err(|e| unmade(&e))?;
+        let (status, body) = self.exchange(request).await?;
+        self.answer(path, status, body).await
+    }
+
+    async fn answer<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        status: StatusCode,
+        body: hyper::body::Incoming,
+    ) -> Result<T, Problem> {
         let bytes = body.collect().await.map_err(|e| self.lost(&e))?.to_bytes();
         if status.is_success() {
             let bytes = if bytes.is_empty() { Bytes::from_static(b"null") } else { bytes };
@@ -108,20 +141,7 @@ impl Client {
         body: Option<&B>,
         last_event: Option<u64>,
     ) -> Result<(StatusCode, hyper::body::Incoming), Problem> {
-        let stream = TcpStream::connect(&self.authority).await.map_err(|e| self.lost(&e))?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|e| self.lost(&e))?;
-        tokio::spawn(async move {
-            if let Err(e) = connection.await {
-                tracing::debug!("the connection ended: {e}");
-            }
-        });
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, &self.authority)
-            .header(header::AUTHORIZATION, format!("Bearer {}", self.token));
+        let mut request = self.request(method, path);
         if let Some(last) = last_event {
             request = request.header("last-event-id", last);
         }
@@ -132,9 +152,34 @@ impl Client {
             }
             None => Bytes::new(),
         };
-        let request = request.body(Full::new(bytes)).map_err(|e| {
-            Problem::new(Code::BadRequest, format!("The request cannot be made: {e}."))
-        })?;
+        self.exchange(request.body(Full::new(bytes)).map_err(|e| unmade(&e))?).await
+    }
+
+    fn request(&self, method: Method, path: &str) -> hyper::http::request::Builder {
+        Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, &self.authority)
+            .header(header::AUTHORIZATION, format!("Bearer {}", self.token))
+    }
+
+    async fn exchange<B>(
+        &self,
+        request: Request<B>,
+    ) -> Result<(StatusCode, hyper::body::Incoming), Problem>
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let stream = TcpStream::connect(&self.authority).await.map_err(|e| self.lost(&e))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| self.lost(&e))?;
+        tokio::spawn(async move {
+            if let Err(e) = connection.await {
+                tracing::debug!("the connection ended: {e}");
+            }
+        });
         let response = sender.send_request(request).await.map_err(|e| self.lost(&e))?;
         Ok((response.status(), response.into_body()))
     }
@@ -146,6 +191,29 @@ impl Client {
         )
         .hint("is `shale serve` running there?")
     }
+}
+
+type Frame = Result<hyper::body::Frame<Bytes>, std::io::Error>;
+
+/// Reads to the end. An error is passed on, so that the other side does not take it for the end.
+fn read_into(mut from: impl std::io::Read, parts: &tokio::sync::mpsc::Sender<Frame>) {
+    let mut buffer = vec![0; PART];
+    loop {
+        let part = match from.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(len) => Ok(hyper::body::Frame::data(Bytes::copy_from_slice(&buffer[..len]))),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(e) => Err(e),
+        };
+        let failed = part.is_err();
+        if parts.blocking_send(part).is_err() || failed {
+            return;
+        }
+    }
+}
+
+fn unmade(e: &hyper::http::Error) -> Problem {
+    Problem::new(Code::BadRequest, format!("The request cannot be made: {e}."))
 }
 
 fn refused(status: StatusCode, bytes: &[u8]) -> Problem {

@@ -65,22 +65,21 @@ impl NodeClient {
             unavailable(format!("The node did not answer {path} within {} s.", CALL.as_secs()))
         };
         tokio::time::timeout(CALL, async {
-            let response = self.send(method, path, body, None).await?;
-            let status = response.status();
-            let bytes = response.into_body().collect().await.map_err(cut_off)?.to_bytes();
-            if status.is_success() {
-                let bytes = if bytes.is_empty() { Bytes::from_static(b"null") } else { bytes };
-                return serde_json::from_slice(&bytes).map_err(|e| {
-                    Problem::new(Code::Internal, format!("The node's answer to {path} is not understood: {e}."))
-                        .hint("node and controller may be of different versions: run `shale down`, then `shale serve`")
-                });
-            }
-            Err(serde_json::from_slice::<Problem>(&bytes).unwrap_or_else(|_not_a_problem| {
-                Problem::new(Code::Internal, format!("The node answered {path} with status {status}."))
-            }))
+            answer(path, self.send(method, path, body, None).await?).await
         })
         .await
         .map_err(late)?
+    }
+
+    /// Passes a body on as it comes, as fast as the node takes it.
+    pub(crate) async fn upload<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: axum::body::Body,
+    ) -> Result<T, Problem> {
+        let request = Request::builder().method(Method::PUT).uri(path).header(header::HOST, "node");
+        let request = request.body(body).map_err(crate::store::internal)?;
+        answer(path, self.exchange(request).await?).await
     }
 
     /// The node's events after `last`.
@@ -116,16 +115,6 @@ impl NodeClient {
         body: Option<&B>,
         last_event: Option<u64>,
     ) -> Result<Response<Incoming>, Problem> {
-        let stream = self.connect().await.map_err(|e| {
-            unavailable(format!("The node does not listen on {}: {e}.", self.socket.display()))
-        })?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(cut_off)?;
-        tokio::spawn(async move {
-            if let Err(e) = connection.await {
-                tracing::debug!("a connection to the node ended: {e}");
-            }
-        });
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, "node");
         if let Some(last) = last_event {
             request = request.header("last-event-id", last);
@@ -137,9 +126,48 @@ impl NodeClient {
             }
             None => Bytes::new(),
         };
-        let request = request.body(Full::new(bytes)).map_err(crate::store::internal)?;
+        self.exchange(request.body(Full::new(bytes)).map_err(crate::store::internal)?).await
+    }
+
+    async fn exchange<B>(&self, request: Request<B>) -> Result<Response<Incoming>, Problem>
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let stream = self.connect().await.map_err(|e| {
+            unavailable(format!("The node does not listen on {}: {e}.", self.socket.display()))
+        })?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(cut_off)?;
+        tokio::spawn(async move {
+            if let Err(e) = connection.await {
+                tracing::debug!("a connection to the node ended: {e}");
+            }
+        });
         sender.send_request(request).await.map_err(cut_off)
     }
+}
+
+/// The node's answer, or the problem that it refused with.
+async fn answer<T: DeserializeOwned>(
+    path: &str,
+    response: Response<Incoming>,
+) -> Result<T, Problem> {
+    let status = response.status();
+    let bytes = response.into_body().collect().await.map_err(cut_off)?.to_bytes();
+    if status.is_success() {
+        let bytes = if bytes.is_empty() { Bytes::from_static(b"null") } else { bytes };
+        return serde_json::from_slice(&bytes).map_err(|e| {
+            Problem::new(
+                Code::Internal,
+                format!("The node's answer to {path} is not understood: {e}."),
+            )
+            .hint("node and controller may be of different versions: run `shale down`, then `shale serve`")
+        });
+    }
+    Err(serde_json::from_slice::<Problem>(&bytes).unwrap_or_else(|_not_a_problem| {
+        Problem::new(Code::Internal, format!("The node answered {path} with status {status}."))
+    }))
 }
 
 fn unavailable(detail: String) -> Problem {

@@ -11,8 +11,8 @@ use futures_util::poll;
 use image::{ParentRef, SectorCount, Timestamp, Uuid, create};
 use io::sim::{SimSpace, SimWorld};
 use io::{
-    BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, Clear, DeviceInfo, Durability, Effort,
-    Extent, ExtentKind, Io, IoBuf, IoErrorKind, Request,
+    BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, Clear, DeviceInfo, Durability,
+    Effort, Extent, ExtentKind, Io, IoBuf, IoErrorKind, Request,
 };
 
 const BLOCK: u64 = 2 << 20;

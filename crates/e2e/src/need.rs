@@ -10,6 +10,7 @@ pub const TOOLS: &[(&str, &str)] = &[
     ("/usr/bin/qemu-system-x86_64", "qemu-system-x86"),
     ("/usr/bin/qemu-img", "qemu-utils"),
     ("/usr/bin/qemu-io", "qemu-utils"),
+    ("/usr/bin/qemu-nbd", "qemu-utils"),
     ("/usr/bin/qemu-storage-daemon", "qemu-utils"),
     ("/usr/share/doc/python3-libvhdi/copyright", "python3-libvhdi"),
     ("/usr/bin/python3", "python3"),

@@ -145,6 +145,11 @@ impl Shale {
 
     /// Starts `shale serve` (again) and waits until it prints its address.
     pub fn serve(&mut self) -> Result<()> {
+        self.serve_with(&[])
+    }
+
+    /// The same with variables of the environment, which its node has too.
+    pub fn serve_with(&mut self, variables: &[(&str, &str)]) -> Result<()> {
         let listen = format!("127.0.0.1:{}", free_port()?);
         let log = std::fs::File::options()
             .create(true)
@@ -156,6 +161,7 @@ impl Shale {
                 .arg(&self.data)
                 .env_remove("SHALE_URL")
                 .env_remove("SHALE_TOKEN")
+                .envs(variables.iter().copied())
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .stderr(log),

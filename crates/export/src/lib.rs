@@ -9,6 +9,7 @@
 //! without I/O; a connection runs them over a [`Socket`]; the server accepts sockets from the ring.
 //! This crate knows no file, no format and no catalog.
 
+mod client;
 mod connection;
 mod context;
 mod execute;
@@ -30,6 +31,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+pub use client::{NbdAddress, NbdClient, NbdError, NbdExtent, NbdResult};
 pub use context::{Context, Contexts};
 pub use handshake::{Handshake, HandshakeError, Offer, Offers, Session, Step};
 pub use hub::{Counters, Export, Limits};

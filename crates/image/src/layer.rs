@@ -140,11 +140,16 @@ impl ParentRef {
     /// other tools follow too when they find the files side by side.
     #[must_use]
     pub fn sibling(uuid: Uuid) -> Self {
-        let name = format!("{uuid}.vhd");
+        Self::beside(uuid, &format!("{uuid}.vhd"))
+    }
+
+    /// The parent `uuid` in the file `name` of the same folder, by the relative path `.\NAME`.
+    #[must_use]
+    pub fn beside(uuid: Uuid, name: &str) -> Self {
         let path = format!(".\\{name}");
         Self {
             uuid,
-            name: WideName::from(name.as_str()),
+            name: WideName::from(name),
             locators: vec![
                 Locator::wide(Platform::RelativePath, &path),
                 Locator::wide(Platform::AbsolutePath, &path),
@@ -158,10 +163,55 @@ impl ParentRef {
         self.uuid.is_nil()
     }
 
+    /// The names that the parent's file may have in the child's folder, most trusted first: the last
+    /// parts of all paths, as whoever moved the files kept them together. Names that could lead
+    /// elsewhere are left out.
+    #[must_use]
+    pub fn file_names(&self) -> Vec<String> {
+        let of = |wanted: Platform| {
+            self.locators.iter().filter(move |l| l.platform == wanted).map(Locator::path)
+        };
+        let wide = of(Platform::RelativePath).chain(of(Platform::AbsolutePath));
+        let urls = of(Platform::FileUrl).map(|url| unescaped(&url));
+        let mut names: Vec<String> = Vec::new();
+        for path in wide.chain(urls).chain([self.name.to_string()]) {
+            let last = path.rsplit(['/', '\\']).next().unwrap_or_default().trim_end_matches('\0');
+            let usable = !matches!(last, "" | "." | "..") && !last.contains('\0');
+            if usable && !names.iter().any(|name| name == last) {
+                names.push(last.to_owned());
+            }
+        }
+        names
+    }
+
     /// Sectors that the locators take in our layout: a page each.
     pub(crate) fn locator_pages(&self) -> u64 {
         self.locators.iter().map(|l| (l.data.len() as u64).div_ceil(PAGE).max(1)).sum()
     }
+}
+
+/// A URL's path without its `%XX`; what is no escape stays as it is.
+fn unescaped(url: &str) -> String {
+    let mut bytes = Vec::with_capacity(url.len());
+    let mut rest = url.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        let escape = tail.first_chunk::<2>().filter(|_| *first == b'%');
+        let value = escape.and_then(|digits| {
+            let text = std::str::from_utf8(digits).ok()?;
+            u8::from_str_radix(text, 16).ok()
+        });
+        match value {
+            Some(value) => {
+                bytes.push(value);
+                rest = tail.get(2..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 const _: () = assert!(BLOCK_SECTORS.is_power_of_two());

@@ -40,6 +40,7 @@ mod layer;
 mod locator;
 mod open;
 mod read;
+mod sniff;
 mod units;
 
 pub use bitmap::{BitRuns, Bitmap, bit_runs};
@@ -52,6 +53,7 @@ pub use layer::{LayerImage, ParentRef, Repair};
 pub use locator::{Locator, LocatorEntry, Platform, WideName};
 pub use open::{Opener, Step, Trust};
 pub use read::{ChainReader, Content, LayerReader, Mapped};
+pub use sniff::{HEAD, Qcow2, Sniffed, Vmdk, sniff};
 pub use units::{
     BLOCK_BYTES, BLOCK_SECTORS, BLOCK_STRIDE_SECTORS, BlockIndex, MAX_SECTORS, METADATA_SECTORS,
     PAGE, PAGE_SECTORS, SECTOR, Sector, SectorCount,

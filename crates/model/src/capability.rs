@@ -88,6 +88,7 @@ pub const fn support(
         Operation::VolumeCreate
         | Operation::VolumeCopy
         | Operation::VolumeConvert
+        | Operation::VolumeImport
         | Operation::TemplateDeploy
             if kind.reserves() && !features.reserve =>
         {
@@ -107,6 +108,9 @@ pub const fn support(
         Operation::TemplateCreate if connected => {
             Err("a volume becomes a template while it is disconnected")
         }
+        Operation::VolumeExport if connected => {
+            Err("a connected volume changes while it is read: export a snapshot of it")
+        }
         Operation::VolumeConnect if connected => Err("the volume is connected already"),
         Operation::VolumeDisconnect if !connected => Err("the volume is not connected"),
         Operation::DatastoreCreate
@@ -121,6 +125,8 @@ pub const fn support(
         | Operation::VolumeDisconnect
         | Operation::VolumeClone
         | Operation::VolumeCopy
+        | Operation::VolumeImport
+        | Operation::VolumeExport
         | Operation::SnapshotCreate
         | Operation::SnapshotDelete
         | Operation::SnapshotRevert

@@ -25,6 +25,7 @@
 
 mod capability;
 mod event;
+mod format;
 mod name;
 mod object;
 mod problem;
@@ -37,6 +38,7 @@ mod tree;
 
 pub use capability::{Capabilities, Capability, StoreFeatures, support};
 pub use event::{Change, Event};
+pub use format::{ExportFormat, ImportFormat};
 pub use name::{Name, NameError, Reference};
 pub use object::{
     CheckFinding, CheckReport, Connection, Datastore, DatastoreKind, DatastoreState, Extent,
@@ -46,7 +48,8 @@ pub use object::{
 pub use problem::{Code, Exit, Problem};
 pub use request::{
     CloneVolume, ConnectVolume, ConvertVolume, CreateDatastore, CreateSnapshot, CreateTemplate,
-    CreateToken, CreateVolume, CreatedToken, DeployTemplate, Estimate, Token, UpdateVolume,
+    CreateToken, CreateVolume, CreatedToken, DeployTemplate, Estimate, ExportVolume, ImportVolume,
+    Token, UpdateVolume,
 };
 pub use role::{Permission, Role};
 pub use size::{Size, SizeError};

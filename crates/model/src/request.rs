@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::{Name, Problem, Protocol, Reference, Role, Size, Timestamp, VolumeKind};
+use crate::{
+    ExportFormat, ImportFormat, Name, Problem, Protocol, Reference, Role, Size, Timestamp,
+    VolumeKind,
+};
 
 /// `POST /datastores`: make a datastore in a directory, or adopt the one that is there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -92,6 +95,53 @@ pub struct CloneVolume {
     /// The kind of a full copy; absent: the source's. A linked clone is thin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<VolumeKind>,
+}
+
+/// `POST /imports`: make a volume of a disk that stands elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImportVolume {
+    /// The new volume's name.
+    pub name: Name,
+    /// Where.
+    pub datastore: Reference,
+    /// What is read: an absolute path on the node's host or an `nbd://` or `nbd+unix://` address, both
+    /// for storage-admins only; or `-`, a stream that is sent to `/tasks/{task}/data` afterwards.
+    pub source: String,
+    /// The format of the source.
+    #[serde(default)]
+    pub format: ImportFormat,
+    /// How its space is taken.
+    pub kind: VolumeKind,
+    /// Import the parents of a differencing VHD too, as snapshots; they are looked for beside it.
+    #[serde(default)]
+    pub chain: bool,
+    /// Let a qcow2 image read the backing files that it names, whichever they are.
+    #[serde(default)]
+    pub allow_backing: bool,
+}
+
+/// `POST /volumes/{volume}/export`: write it into files on the node's host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExportVolume {
+    /// An absolute path: of the new file, or of the new folder for `with_snapshots`.
+    pub to: String,
+    /// Its format.
+    #[serde(default)]
+    pub format: ExportFormat,
+    /// Of this snapshot; absent: of the current state, while it is disconnected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Reference>,
+    /// Write a folder of VHDs, one a layer, each naming its parent.
+    #[serde(default)]
+    pub with_snapshots: bool,
+    /// With `with_snapshots`: of every snapshot, not only of those it stands on.
+    #[serde(default)]
+    pub all_branches: bool,
+    /// Replace a file that is there. A folder is never replaced.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// `POST /snapshots`: snapshot all these volumes at one point in time, all or none.

@@ -80,6 +80,10 @@ pub enum Operation {
     VolumeClone,
     /// Make a full copy.
     VolumeCopy,
+    /// Make a volume of a disk that stands elsewhere.
+    VolumeImport,
+    /// Write a volume, or a snapshot of it, into files elsewhere.
+    VolumeExport,
     /// Snapshot one or several volumes at one point in time.
     SnapshotCreate,
     /// Delete a snapshot: merge it away.
@@ -108,6 +112,8 @@ words!(Operation {
     VolumeDisconnect = "volume-disconnect",
     VolumeClone = "volume-clone",
     VolumeCopy = "volume-copy",
+    VolumeImport = "volume-import",
+    VolumeExport = "volume-export",
     SnapshotCreate = "snapshot-create",
     SnapshotDelete = "snapshot-delete",
     SnapshotRevert = "snapshot-revert",

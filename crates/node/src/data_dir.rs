@@ -5,7 +5,9 @@
 //! DATA/node.sock               HTTP, mode 0600
 //! DATA/node/datastores.json    datastores that are in use on this host
 //! DATA/node/connections.json   what is connected (connections.rs)
+//! DATA/node/transfers.json     temporary files of exports that run
 //! DATA/run/volumes/UUID.sock   a guest's socket; the path never changes
+//! DATA/run/transfers/UUID.sock a foreign file, served to this node while it is read or written
 //! ```
 //!
 //! The metadata logs stand elsewhere: their place follows from the volume's identity, so that a
@@ -68,10 +70,11 @@ impl DataDir {
     /// Creates what is missing and takes the lock.
     pub(crate) fn open(root: &Path, logs: Option<&Path>) -> Result<Self, DataError> {
         private_dir(root)?;
-        for sub in ["node", "run", "run/volumes"] {
+        for sub in ["node", "run", "run/volumes", "run/transfers"] {
             private_dir(&root.join(sub))?;
         }
         let lock = take_lock(root)?;
+        empty(&root.join("run/transfers"));
         let logs = logs.map_or_else(default_log_dir, Path::to_path_buf);
         private_dir(&logs)?;
         Ok(Self { root: root.to_path_buf(), logs, _lock: lock })
@@ -91,6 +94,11 @@ impl DataDir {
         self.root.join("run/volumes").join(format!("{id}.sock"))
     }
 
+    /// A socket between this node and a tool that serves a file to it.
+    pub(crate) fn transfer_socket(&self, id: Uuid) -> PathBuf {
+        self.root.join("run/transfers").join(format!("{id}.sock"))
+    }
+
     /// A file of the node's own state.
     pub(crate) fn state(&self, name: &str) -> PathBuf {
         self.root.join("node").join(name)
@@ -99,6 +107,15 @@ impl DataDir {
     /// The metadata log of a volume.
     pub(crate) fn log(&self, volume: Uuid) -> PathBuf {
         self.logs.join(format!("{volume}.log"))
+    }
+}
+
+/// Removes sockets that a dead process left.
+fn empty(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if let Err(error) = std::fs::remove_file(entry.path()) {
+            tracing::warn!(path = %entry.path().display(), %error, "a socket stays");
+        }
     }
 }
 

@@ -25,6 +25,7 @@ mod home;
 mod http;
 mod problem;
 mod tasks;
+mod transfer;
 mod wait;
 mod worker;
 

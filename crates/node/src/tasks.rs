@@ -303,6 +303,8 @@ fn is_long(operation: Operation) -> bool {
     matches!(
         operation,
         Operation::VolumeCopy
+            | Operation::VolumeImport
+            | Operation::VolumeExport
             | Operation::VolumeCreate
             | Operation::SnapshotDelete
             | Operation::TemplateDeploy

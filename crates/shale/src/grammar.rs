@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use model::{Name, Protocol, Reference, Role, Size, TaskState, VolumeKind};
+use model::{
+    ExportFormat, ImportFormat, Name, Protocol, Reference, Role, Size, TaskState, VolumeKind,
+};
 
 /// Thin, snapshottable, cloneable disks for virtual machines.
 #[derive(Debug, Parser)]
@@ -273,6 +275,54 @@ pub(crate) enum Volume {
         #[command(flatten)]
         waiting: Waiting,
     },
+    /// Make a volume of a disk that stands elsewhere: a file, an NBD server, a pipe
+    Import {
+        name: Name,
+        #[arg(long)]
+        datastore: Reference,
+        /// A path on the node's host, nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH, or - for
+        /// standard input
+        #[arg(long, value_name = "SOURCE", allow_hyphen_values = true)]
+        from: String,
+        /// auto, raw, vhd, vhdx, qcow2, vmdk or vdi
+        #[arg(long, default_value = "auto")]
+        format: ImportFormat,
+        /// thin, lazy or fixed
+        #[arg(long, default_value = "thin")]
+        kind: VolumeKind,
+        /// Import the parents of a differencing VHD too, as snapshots; they lie in the same folder
+        #[arg(long)]
+        chain: bool,
+        /// Let a qcow2 image read the backing files that it names, whichever they are
+        #[arg(long)]
+        allow_backing: bool,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+    /// Write a volume into files on the node's host
+    Export {
+        name: Reference,
+        /// Path of the new file, or of the new folder for --with-snapshots
+        #[arg(long, value_name = "PATH")]
+        to: String,
+        /// vhd, vhd-fixed, raw, qcow2, vmdk, vhdx or vdi
+        #[arg(long, default_value = "vhd")]
+        format: ExportFormat,
+        /// This snapshot instead of the current state
+        #[arg(long)]
+        snapshot: Option<Reference>,
+        /// Write a folder of VHDs, one a layer, each naming its parent
+        #[arg(long)]
+        with_snapshots: bool,
+        /// With --with-snapshots: every snapshot, not only those it stands on
+        #[arg(long, requires = "with_snapshots")]
+        all_branches: bool,
+        /// Replace a file that is there
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
     /// Make full copies of a volume
     Copy {
         name: Reference,
@@ -520,6 +570,10 @@ mod tests {
             "volume clone A --name B --linked",
             "volume clone A --name B --name C --full --kind fixed --datastore D",
             "volume copy fast/A --name B",
+            "volume import NAME --datastore DS --from /x.vhd --chain --kind lazy",
+            "volume import NAME --datastore DS --from - --format raw",
+            "volume export NAME --to /x.qcow2 --format qcow2 --snapshot S --force",
+            "volume export NAME --to /dir --with-snapshots --all-branches",
             "snapshot create NAME --volume V --volume W",
             "snapshot revert S --volume V --yes --no-wait",
             "snapshot diff --volume V --from a --to b",

@@ -273,13 +273,23 @@ needs!(Read, Operate, ManageStorage, Administer);
 impl<P: Needs, S: Send + Sync> FromRequestParts<S> for May<P> {
     type Rejection = Refusal;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
-        let caller =
-            parts.extensions.get::<Caller>().cloned().ok_or_else(|| {
-                Problem::new(Code::Unauthenticated, "This request carries no token.")
-            })?;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let who = Who::from_request_parts(parts, state).await?;
+        who.may::<P>()?;
+        Ok(Self(PhantomData))
+    }
+}
+
+/// Who calls, where what it needs follows from what it asks for.
+#[derive(Debug)]
+pub(crate) struct Who(Caller);
+
+impl Who {
+    /// Refuses a caller that lacks the permission.
+    pub(crate) fn may<P: Needs>(&self) -> Result<(), Refusal> {
+        let Self(caller) = self;
         if caller.role.allows(P::PERMISSION) {
-            return Ok(Self(PhantomData));
+            return Ok(());
         }
         let least = P::PERMISSION.least();
         Err(Refusal(
@@ -292,6 +302,17 @@ impl<P: Needs, S: Send + Sync> FromRequestParts<S> for May<P> {
             )
             .hint(format!("use a token of the role {least} or higher")),
         ))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Who {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        let caller = parts.extensions.get::<Caller>().cloned();
+        caller.map(Self).ok_or_else(|| {
+            Problem::new(Code::Unauthenticated, "This request carries no token.").into()
+        })
     }
 }
 

@@ -16,6 +16,7 @@ pub use system::{AuditEntry, System};
 mod tasks;
 mod templates;
 mod tokens;
+mod transfers;
 mod volumes;
 
 use std::sync::Arc;
@@ -148,6 +149,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .merge(system::routes())
         .merge(datastores::routes())
         .merge(volumes::routes())
+        .merge(transfers::routes())
         .merge(snapshots::routes())
         .merge(templates::routes())
         .merge(tasks::routes())

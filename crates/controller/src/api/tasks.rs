@@ -91,7 +91,7 @@ async fn cancel(
     app.start(Method::POST, &format!("/v1/tasks/{id}/cancel"), None::<&()>, wait.wait).await
 }
 
-fn id_of(text: &str) -> Result<Uuid, Problem> {
+pub(super) fn id_of(text: &str) -> Result<Uuid, Problem> {
     match reference(ObjectKind::Task, text)? {
         Reference::Id(id) => Ok(id),
         Reference::Name(_) | Reference::Qualified { .. } => {

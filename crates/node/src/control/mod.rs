@@ -11,6 +11,7 @@ mod operations;
 mod running;
 mod space;
 mod stores;
+mod transfers;
 mod view;
 
 use std::cell::{Cell, RefCell};
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use catalog::VolumeRecord;
+use futures_channel::mpsc;
 use io::Ring;
 use model::{Change, Code, ObjectKind, ObjectRef, Operation, Problem, Reference};
 use serde_json::Value;
@@ -35,6 +37,8 @@ use crate::problem::{Outcome, from_catalog};
 use crate::tasks::{About, Progress, Tasks};
 use crate::worker::Worker;
 
+use crate::transfer::places::Places;
+use crate::transfer::stream::Part;
 use link::Link;
 use stores::{Store, StoreEntry};
 
@@ -78,6 +82,10 @@ pub(crate) struct Control {
     working: RefCell<HashMap<Uuid, Uuid>>,
     /// Volumes whose guests wait for space.
     held: RefCell<BTreeSet<Uuid>>,
+    /// What is left by exports, and where files may stand.
+    places: Places,
+    /// Imports that wait for their data, by task.
+    uploads: RefCell<HashMap<Uuid, mpsc::Sender<Part>>>,
     tasks_running: Cell<usize>,
     stopping: Cell<bool>,
 }
@@ -90,6 +98,8 @@ impl Control {
         homes: Vec<Worker<Home>>,
         saved: Saved,
     ) -> Rc<Self> {
+        let places = Places::load(&ring, shared.data.state("transfers.json"));
+        places.sweep().await;
         let control = Rc::new(Self {
             ring,
             shared,
@@ -99,6 +109,8 @@ impl Control {
             saving: futures_util::lock::Mutex::new(()),
             working: RefCell::default(),
             held: RefCell::default(),
+            places,
+            uploads: RefCell::default(),
             tasks_running: Cell::new(0),
             stopping: Cell::new(false),
         });

@@ -191,7 +191,7 @@ impl Control {
         Ok(Value::Null)
     }
 
-    fn source(
+    pub(super) fn source(
         &self,
         id: Uuid,
         snapshot: Option<&Reference>,

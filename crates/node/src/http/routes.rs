@@ -4,16 +4,16 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use axum::response::sse::{Event as Sent, KeepAlive, Sse};
-use axum::routing::{delete, get, post};
-use futures_util::stream::{self, Stream, StreamExt as _};
+use axum::routing::{delete, get, post, put};
+use futures_util::stream::{self as streams, Stream, StreamExt as _};
 use model::{
     CloneVolume, Code, ConnectVolume, ConvertVolume, CreateDatastore, CreateSnapshot,
-    CreateTemplate, CreateVolume, DeployTemplate, ObjectKind, Operation, Problem, Reference,
-    UpdateVolume, VolumeKind,
+    CreateTemplate, CreateVolume, DeployTemplate, ExportVolume, ImportVolume, ObjectKind,
+    Operation, Problem, Reference, UpdateVolume, VolumeKind,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use super::answer::{Asked, Ids, Json, Refused, Wait, ok};
 use super::{App, Stop, stopped};
+use crate::transfer::stream;
 
 type Answer = Result<Response, Refused>;
 
@@ -33,10 +34,13 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/tasks", get(tasks))
         .route("/v1/tasks/{id}", get(task))
         .route("/v1/tasks/{id}/cancel", post(cancel))
+        .route("/v1/tasks/{id}/data", put(upload))
         .route("/v1/datastores", get(datastores).post(create_datastore))
         .route("/v1/datastores/{id}", get(datastore).delete(forget_datastore))
         .route("/v1/datastores/{id}/check", post(check))
         .route("/v1/volumes", get(volumes).post(create_volume))
+        .route("/v1/imports", post(import))
+        .route("/v1/volumes/{id}/export", post(export))
         .route("/v1/volumes/{id}", get(volume).patch(update_volume).delete(delete_volume))
         .route("/v1/volumes/{id}/connect", post(connect))
         .route("/v1/volumes/{id}/disconnect", post(disconnect))
@@ -87,9 +91,9 @@ async fn events(
 ) -> Sse<impl Stream<Item = Result<Sent, Infallible>>> {
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
     let listener = app.shared.events.listen(last);
-    let news = stream::unfold(listener, |mut listener| async move {
+    let news = streams::unfold(listener, |mut listener| async move {
         let news = listener.next().await?;
-        Some((stream::iter(news), listener))
+        Some((streams::iter(news), listener))
     });
     let sent = news.flatten().map(|event| {
         let data = serde_json::to_string(&*event).expect("wire types have string keys");
@@ -297,6 +301,48 @@ async fn clone(
         move |control, progress| control.clone_volume(id, request, progress),
     )
     .await
+}
+
+async fn import(
+    State(app): State<App>,
+    Asked(wait): Asked<Wait>,
+    Json(request): Json<ImportVolume>,
+) -> Answer {
+    let about = request.clone();
+    app.begin(
+        wait,
+        move |control| control.about_import(&about),
+        move |control, progress| control.import_volume(request, progress),
+    )
+    .await
+}
+
+async fn export(
+    State(app): State<App>,
+    Ids([id]): Ids<1>,
+    Asked(wait): Asked<Wait>,
+    Json(request): Json<ExportVolume>,
+) -> Answer {
+    let about = request.clone();
+    app.begin(
+        wait,
+        move |control| control.about_export(id, &about),
+        move |control, progress| control.export_volume(id, request, progress),
+    )
+    .await
+}
+
+/// The data of an import that waits for it. The answer comes when all of it was taken, or when nobody
+/// takes it any more.
+async fn upload(State(app): State<App>, Ids([id]): Ids<1>, request: Request) -> Answer {
+    let to = app.ask(move |control| async move { control.upload(id) }).await?;
+    stream::pump(request.into_body().into_data_stream(), to).await;
+    let task = app.shared.tasks.get(id);
+    let task = task.ok_or_else(|| Problem::not_found(ObjectKind::Task, id))?;
+    match task.error {
+        Some(problem) => Err(problem.into()),
+        None => Ok(ok(&task)),
+    }
 }
 
 // --- snapshots ---

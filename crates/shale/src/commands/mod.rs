@@ -5,6 +5,7 @@ mod snapshot;
 mod task;
 mod template;
 mod token;
+mod transfer;
 mod volume;
 
 use controller::client::Method;

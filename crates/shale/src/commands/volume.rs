@@ -2,8 +2,8 @@
 
 use controller::client::Method;
 use model::{
-    CloneVolume, ConnectVolume, Connection, ConvertVolume, CreateVolume, Problem, Reference,
-    UpdateVolume,
+    CloneVolume, ConnectVolume, Connection, ConvertVolume, CreateVolume, ExportVolume,
+    ImportVolume, Problem, Reference, UpdateVolume,
 };
 
 use super::names;
@@ -87,6 +87,35 @@ impl Session {
             Volume::Clone { name, copies, snapshot, tried, waiting } => {
                 let Copies { full, is_full, linked: _ } = copies;
                 self.copies(&name, full, !is_full, snapshot, &tried, &waiting).await
+            }
+            Volume::Import {
+                name,
+                datastore,
+                from,
+                format,
+                kind,
+                chain,
+                allow_backing,
+                waiting,
+            } => {
+                let source = from;
+                let body =
+                    ImportVolume { name, datastore, source, format, kind, chain, allow_backing };
+                self.import(body, &waiting).await
+            }
+            Volume::Export {
+                name,
+                to,
+                format,
+                snapshot,
+                with_snapshots,
+                all_branches,
+                force,
+                waiting,
+            } => {
+                let body =
+                    ExportVolume { to, format, snapshot, with_snapshots, all_branches, force };
+                self.export(&name, body, &waiting).await
             }
             Volume::Copy { name, copies, snapshot, tried, waiting } => {
                 self.copies(&name, copies, false, snapshot, &tried, &waiting).await

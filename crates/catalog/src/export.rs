@@ -1,0 +1,346 @@
+//! Exports: a volume, or one of its snapshots, read for files that stand elsewhere: flat, or layer by
+//! layer. What is read is pinned, and cannot change as long as the reader lives.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use datastore::Access;
+use image::{
+    BLOCK_BYTES, BLOCK_SECTORS, Bitmap, FormatError, NewImage, ParentRef, SectorCount, Timestamp,
+    create,
+};
+use io::{BlockFile, ByteCount, IoBuf};
+use uuid::Uuid;
+
+use crate::api::Source;
+use crate::catalog::Catalog;
+use crate::copy::Chain;
+use crate::env::Progress;
+use crate::error::{CatalogError, Code, Result};
+use crate::layer::{self, Layer, block_count};
+use crate::locks::{Pace, Pinned};
+use crate::record::VolumeRecord;
+use crate::target::{Chunk, SizeKnown, Target};
+use crate::tree::Node;
+use crate::volumes::cancelled;
+
+/// Runs of zeros of this many bytes become holes of raw files.
+const HOLE: usize = 64 << 10;
+/// Sectors that one byte of a bitmap stands for: libvhdi takes them for owned together.
+const TOGETHER: u32 = 8;
+
+/// A point in time of a volume, open for reading.
+pub struct ReadPoint {
+    chain: Chain,
+    size: u64,
+    _pinned: Pinned,
+}
+
+/// What a flat export writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlatFormat {
+    /// The bytes of the disk; holes where there are zeros.
+    Raw,
+    /// A dynamic VHD.
+    Dynamic,
+    /// A fixed VHD.
+    Fixed,
+}
+
+/// Which layers a folder of VHDs holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Branches {
+    /// Those that the source stands on.
+    Own,
+    /// Those of every snapshot, too.
+    All,
+}
+
+/// A file of a folder of VHDs.
+#[derive(Clone, Debug)]
+pub struct BranchFile {
+    /// Its name: `VOLUME.vhd`, `VOLUME@SNAPSHOT.vhd`, or `LAYER.vhd` where no name is left.
+    pub name: String,
+    /// Size of its disk.
+    pub size: ByteCount,
+    /// The disk that it holds.
+    layer: Uuid,
+    /// The file that it stands on, by its place in the list.
+    parent: Option<usize>,
+}
+
+/// The layers of a volume, open for reading, parents before children.
+pub struct BranchReader {
+    files: Vec<BranchFile>,
+    _pinned: Pinned,
+}
+
+impl std::fmt::Debug for ReadPoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReadPoint").field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for BranchReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BranchReader").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+impl Catalog {
+    /// Opens a snapshot, a template, or a disconnected volume for reading.
+    ///
+    /// # Errors
+    /// `not-found`, `volume-connected`, `not-clean`, `busy`, `corrupt`.
+    pub async fn read_point(&self, source: Source) -> Result<ReadPoint> {
+        let held = self.hold(&[source.volume], "the start of an export", Pace::Short).await?;
+        let (record, tip, size) = self.exportable(source)?;
+        let layers = self.chain(tip)?;
+        let pinned = self.pin_for_export(&record, layers.iter().map(|(layer, _)| *layer));
+        drop(held);
+        let chain = Chain::open(self.store(), &layers).await?;
+        Ok(ReadPoint { chain, size, _pinned: pinned })
+    }
+
+    /// Opens the layers below a source, or those of all snapshots, too.
+    ///
+    /// # Errors
+    /// As [`Catalog::read_point`].
+    pub async fn read_branches(&self, source: Source, which: Branches) -> Result<BranchReader> {
+        let held = self.hold(&[source.volume], "the start of an export", Pace::Short).await?;
+        let (record, tip, _) = self.exportable(source)?;
+        let mut tips: Vec<Uuid> = match which {
+            Branches::Own => Vec::new(),
+            Branches::All => record.snapshots.iter().map(|snapshot| snapshot.layer).collect(),
+        };
+        tips.push(tip);
+        let mut layers: Vec<(Uuid, Node)> = Vec::new();
+        for tip in tips {
+            for (layer, node) in self.chain(tip)?.into_iter().rev() {
+                if !layers.iter().any(|(known, _)| *known == layer) {
+                    layers.push((layer, node));
+                }
+            }
+        }
+        let place = |wanted: Uuid| layers.iter().position(|(layer, _)| *layer == wanted);
+        let files = layers
+            .iter()
+            .map(|(layer, node)| BranchFile {
+                name: file_name(&record, tip, *layer),
+                size: ByteCount(node.size),
+                layer: *layer,
+                parent: node.parent.and_then(place),
+            })
+            .collect();
+        let pinned = self.pin_for_export(&record, layers.iter().map(|(layer, _)| *layer));
+        drop(held);
+        Ok(BranchReader { files, _pinned: pinned })
+    }
+
+    fn exportable(&self, source: Source) -> Result<(VolumeRecord, Uuid, u64)> {
+        let (record, tip, size) = self.source_tip(source)?;
+        if source.snapshot.is_none() {
+            self.at_rest(&record, "export").map_err(|error| match error.code {
+                Code::VolumeConnected => error.hint(format!(
+                    "take a snapshot and export that: shale snapshot create NAME --volume {}",
+                    record.name
+                )),
+                _ => error,
+            })?;
+        }
+        Ok((record, tip, size))
+    }
+
+    fn pin_for_export(&self, record: &VolumeRecord, layers: impl Iterator<Item = Uuid>) -> Pinned {
+        let layers: BTreeSet<Uuid> = layers.collect();
+        let layers: Vec<Uuid> = layers.into_iter().collect();
+        self.locks().pin(&layers, &format!("an export of {}", record.name))
+    }
+
+    /// Writes one file of a folder of VHDs. What a layer owns is rounded out to 4 KiB, as not every
+    /// reader tells single sectors apart.
+    ///
+    /// # Errors
+    /// `cancelled`, `no-space`, `corrupt`.
+    pub async fn write_branch(
+        &self,
+        reader: &BranchReader,
+        index: usize,
+        to: Rc<dyn BlockFile>,
+        progress: &dyn Progress,
+        before: u64,
+    ) -> Result<()> {
+        let branch = &reader.files[index];
+        let size = branch.size.0;
+        let nodes = self.chain(branch.layer)?;
+        let mut view = Chain::open(self.store(), &nodes).await?;
+        let fixed = nodes.first().is_some_and(|(_, node)| node.fixed);
+        let own = Layer::open(self.store(), branch.layer, fixed, Access::Read).await?;
+        let now = Timestamp::from_unix(self.env().now_ms() / 1000);
+        let sectors = SectorCount::whole_in(size);
+        let plan = match branch.parent.map(|at| &reader.files[at]) {
+            Some(parent) => {
+                let parent = ParentRef::beside(parent.layer, &parent.name);
+                create::differencing(branch.layer, sectors, now, &parent)
+            }
+            None => create::dynamic(branch.layer, sectors, now),
+        };
+        let mut target = begin(to, plan).await?;
+        let on_parent = branch.parent.is_some();
+        for block in own.blocks() {
+            if progress.cancelled() {
+                return Err(cancelled());
+            }
+            let owned = rounded(&own.owned(block).await?, own.visible(block));
+            let content = view.block(block, size).await?;
+            progress.advance(before + ((u64::from(block) + 1) * BLOCK_BYTES).min(size));
+            let mut piece = match content {
+                Some(bytes) => Chunk::whole(block, bytes),
+                None if on_parent => Chunk::whole(block, vec![0; visible_len(block, size)]),
+                None => continue,
+            };
+            if on_parent {
+                keep_only(&mut piece, &owned);
+            }
+            target.put(&piece).await?;
+        }
+        target.close_as_begun().await
+    }
+}
+
+impl ReadPoint {
+    /// Size of the disk in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Blocks of 2 MiB that the disk has.
+    #[must_use]
+    pub fn blocks(&self) -> u32 {
+        block_count(self.size)
+    }
+
+    /// The content of a block, as much as the disk has of it; None where it is all zero.
+    ///
+    /// # Errors
+    /// `corrupt`, or if the datastore fails.
+    pub async fn block(&mut self, block: u32) -> Result<Option<Vec<u8>>> {
+        let content = self.chain.block(block, self.size).await?;
+        Ok(content.filter(|bytes| bytes.iter().any(|byte| *byte != 0)))
+    }
+
+    /// Writes all of it into a new, empty file, and makes that durable.
+    ///
+    /// # Errors
+    /// `cancelled`, `no-space`, `corrupt`.
+    pub async fn write(
+        &mut self,
+        to: Rc<dyn BlockFile>,
+        format: FlatFormat,
+        uuid: Uuid,
+        now_ms: u64,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let (size, now) = (SectorCount::whole_in(self.size), Timestamp::from_unix(now_ms / 1000));
+        progress.phase("exporting", self.size);
+        let plan = match format {
+            FlatFormat::Raw => {
+                self.write_raw(&*to, progress).await?;
+                return layer::flush(&*to).await;
+            }
+            FlatFormat::Fixed => {
+                self.write_raw(&*to, progress).await?;
+                let plan = create::fixed(uuid, size, now).map_err(bad_size)?;
+                for (at, footer) in &plan.pieces {
+                    layer::write(&*to, at.bytes(), &IoBuf::copied(footer)).await?;
+                }
+                return layer::flush(&*to).await;
+            }
+            FlatFormat::Dynamic => create::dynamic(uuid, size, now),
+        };
+        let mut target = begin(to, plan).await?;
+        for block in 0..self.blocks() {
+            if progress.cancelled() {
+                return Err(cancelled());
+            }
+            if let Some(bytes) = self.block(block).await? {
+                target.put(&Chunk::whole(block, bytes)).await?;
+            }
+            progress.advance(((u64::from(block) + 1) * BLOCK_BYTES).min(self.size));
+        }
+        target.close_as_begun().await
+    }
+
+    async fn write_raw(&mut self, to: &dyn BlockFile, progress: &dyn Progress) -> Result<()> {
+        to.truncate(ByteCount(self.size)).await?;
+        for block in 0..self.blocks() {
+            if progress.cancelled() {
+                return Err(cancelled());
+            }
+            let start = u64::from(block) * BLOCK_BYTES;
+            let bytes = self.block(block).await?.unwrap_or_default();
+            for (piece, at) in bytes.chunks(HOLE).zip((start..).step_by(HOLE)) {
+                if piece.iter().any(|byte| *byte != 0) {
+                    layer::write(to, at, &IoBuf::copied(piece)).await?;
+                }
+            }
+            progress.advance((start + BLOCK_BYTES).min(self.size));
+        }
+        Ok(())
+    }
+}
+
+impl BranchReader {
+    /// The files, parents before children.
+    #[must_use]
+    pub fn files(&self) -> &[BranchFile] {
+        &self.files
+    }
+}
+
+async fn begin(to: Rc<dyn BlockFile>, plan: image::Result<NewImage>) -> Result<Target> {
+    Target::over(to, plan.map_err(bad_size)?, SizeKnown::Now, false).await
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
+fn bad_size(error: FormatError) -> CatalogError {
+    CatalogError::new(Code::BadSize, error.to_string())
+}
+
+fn file_name(record: &VolumeRecord, tip: Uuid, layer: Uuid) -> String {
+    let snapshot = record.snapshots.iter().find(|snapshot| snapshot.layer == layer);
+    match snapshot {
+        _ if layer == tip => format!("{}.vhd", record.name),
+        Some(snapshot) => format!("{}@{}.vhd", record.name, snapshot.name),
+        None => format!("{layer}.vhd"),
+    }
+}
+
+fn visible_len(block: u32, size: u64) -> usize {
+    ByteCount(BLOCK_BYTES.min(size - u64::from(block) * BLOCK_BYTES)).as_len()
+}
+
+/// `owned` with every group of sectors whole that it touches, within the disk.
+fn rounded(owned: &Bitmap, visible: u32) -> Bitmap {
+    let mut whole = Bitmap::empty();
+    for (first, len, set) in owned.runs() {
+        if set {
+            let from = first / TOGETHER * TOGETHER;
+            let end = (first + len).next_multiple_of(TOGETHER).min(visible.min(BLOCK_SECTORS));
+            whole.set_range(from, end.saturating_sub(from));
+        }
+    }
+    whole
+}
+
+/// Takes everything out of a piece that is not `owned`.
+fn keep_only(piece: &mut Chunk, owned: &Bitmap) {
+    for (first, len, set) in owned.runs() {
+        if !set {
+            let from = first as usize * 512;
+            piece.bytes[from..from + len as usize * 512].fill(0);
+        }
+    }
+    piece.owned = owned.clone();
+}

@@ -1,0 +1,88 @@
+//! `/imports`, `/volumes/{volume}/export` and the data that goes with them.
+//!
+//! A path is read or written with the rights of the node's user, and an address is called from the
+//! node's host: both need the role storage-admin. A stream brings its own bytes: an operator may send
+//! it.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use hyper::Method;
+use model::{Datastore, ExportVolume, ImportVolume, Problem, Task};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::answer::{Accepted, Answer, Json, Path, Query};
+use super::guard::{ManageStorage, May, Operate, Who};
+use super::{App, Wait, tasks};
+
+pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new().routes(routes!(import)).routes(routes!(export)).routes(routes!(upload))
+}
+
+/// Make a volume of a disk that stands elsewhere
+///
+/// All of it or nothing. Needs the role storage-admin for a path or an address, and operator for a
+/// stream, whose data is then sent to the task.
+#[utoipa::path(post, path = "/api/v1/imports", operation_id = "import_volume", tag = "volumes",
+    params(Wait), request_body = ImportVolume,
+    responses((status = 202, body = Task), (status = 200, body = Task),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+async fn import(
+    who: Who,
+    State(app): State<Arc<App>>,
+    Query(wait): Query<Wait>,
+    Json(mut request): Json<ImportVolume>,
+) -> Answer<Accepted> {
+    if request.source == "-" {
+        who.may::<Operate>()?;
+    } else {
+        who.may::<ManageStorage>()?;
+    }
+    let datastore: Datastore = app.find(&request.datastore).await?;
+    request.datastore = datastore.id.into();
+    app.start(Method::POST, "/v1/imports", Some(&request), wait.wait).await
+}
+
+/// Write a volume, or a snapshot of it, into files on the node's host
+///
+/// Under temporary names until all of it is durable. Needs the role storage-admin.
+#[utoipa::path(post, path = "/api/v1/volumes/{volume}/export", operation_id = "export_volume",
+    tag = "volumes", params(Wait, ("volume" = String, Path, description = "name or UUID")),
+    request_body = ExportVolume,
+    responses((status = 202, body = Task), (status = 200, body = Task),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+async fn export(
+    _: May<ManageStorage>,
+    State(app): State<Arc<App>>,
+    Path(volume): Path<String>,
+    Query(wait): Query<Wait>,
+    Json(mut request): Json<ExportVolume>,
+) -> Answer<Accepted> {
+    let found = app.volume(&volume).await?;
+    if let Some(snapshot) = &request.snapshot {
+        request.snapshot = Some(app.find_snapshot(&found, snapshot).await?.id.into());
+    }
+    let path = format!("/v1/volumes/{}/export", found.id);
+    app.start(Method::POST, &path, Some(&request), wait.wait).await
+}
+
+/// Send the data that a task waits for
+///
+/// The answer comes when all of it was taken. Needs the role operator.
+#[utoipa::path(put, path = "/api/v1/tasks/{task}/data", operation_id = "send_data", tag = "tasks",
+    params(("task" = String, Path, description = "UUID")),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses((status = 200, body = Task),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+async fn upload(
+    _: May<Operate>,
+    State(app): State<Arc<App>>,
+    Path(task): Path<String>,
+    request: Request,
+) -> Answer<Json<Task>> {
+    let id = tasks::id_of(&task)?;
+    let body: Body = request.into_body();
+    Ok(Json(app.node.upload(&format!("/v1/tasks/{id}/data"), body).await?))
+}
