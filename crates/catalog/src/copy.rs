@@ -292,6 +292,21 @@ impl Chain {
         Ok(any.then(|| self.buffer.slice(0, len).to_vec()))
     }
 
+    /// Whether anything of a block is stored.
+    pub(crate) async fn stores(&mut self, block: u32, size: u64) -> Result<bool> {
+        let start = u64::from(block) * u64::from(BLOCK_SECTORS);
+        let end = (start + u64::from(BLOCK_SECTORS)).min(size / SECTOR);
+        let mut at = start;
+        while at < end {
+            let (len, place) = self.map(at, end).await?;
+            if place.is_some() {
+                return Ok(true);
+            }
+            at += len;
+        }
+        Ok(false)
+    }
+
     /// Appends the sectors `from..end` to `extents`, told apart by whether they are stored.
     async fn describe(&mut self, from: u64, end: u64, extents: &mut Vec<DiffExtent>) -> Result<()> {
         let mut at = from;

@@ -7,9 +7,9 @@ use std::rc::Rc;
 use datastore::Access;
 use image::{
     BLOCK_BYTES, BLOCK_SECTORS, Bitmap, FormatError, NewImage, ParentRef, SectorCount, Timestamp,
-    create,
+    bat, create,
 };
-use io::{BlockFile, ByteCount, IoBuf};
+use io::{BlockFile, ByteCount, Io, IoBuf};
 use uuid::Uuid;
 
 use crate::api::Source;
@@ -45,6 +45,12 @@ pub enum FlatFormat {
     Dynamic,
     /// A fixed VHD.
     Fixed,
+}
+
+/// Where an export goes that is sent from its first byte to its last.
+pub trait Outgoing {
+    /// Takes what comes next; comes back when there is room for more.
+    fn put(&mut self, bytes: Vec<u8>) -> Io<'_, Result<()>>;
 }
 
 /// Which layers a folder of VHDs holds.
@@ -270,6 +276,73 @@ impl ReadPoint {
             progress.advance(((u64::from(block) + 1) * BLOCK_BYTES).min(self.size));
         }
         target.close_as_begun().await
+    }
+
+    /// Sends all of it. A dynamic VHD has its table first, so it holds every block that is stored.
+    ///
+    /// # Errors
+    /// `cancelled`, `corrupt`, `unsupported` for a format that cannot be sent, and whatever `to` fails
+    /// with.
+    pub async fn send(
+        &mut self,
+        to: &mut dyn Outgoing,
+        format: FlatFormat,
+        uuid: Uuid,
+        now_ms: u64,
+        progress: &dyn Progress,
+    ) -> Result<()> {
+        let (size, now) = (SectorCount::whole_in(self.size), Timestamp::from_unix(now_ms / 1000));
+        progress.phase("exporting", self.size);
+        let plan = match format {
+            FlatFormat::Raw => None,
+            FlatFormat::Fixed => Some(create::fixed(uuid, size, now).map_err(bad_size)?),
+            FlatFormat::Dynamic => Some(create::dynamic(uuid, size, now).map_err(bad_size)?),
+        };
+        let sparse = plan.as_ref().filter(|_| format == FlatFormat::Dynamic);
+        let mut stored = Vec::new();
+        if let Some(plan) = sparse {
+            stored = self.send_table(to, plan).await?;
+        }
+        for block in 0..self.blocks() {
+            if progress.cancelled() {
+                return Err(cancelled());
+            }
+            let len = visible_len(block, self.size);
+            if sparse.is_none() {
+                let bytes = self.chain.block(block, self.size).await?;
+                to.put(bytes.unwrap_or_else(|| vec![0; len])).await?;
+            } else if stored.binary_search(&block).is_ok() {
+                let mut bytes = layer::bitmap_page(&Bitmap::full()).to_vec();
+                bytes.extend(self.chain.block(block, self.size).await?.unwrap_or_default());
+                bytes.resize(layer::PAGE_LEN + ByteCount(BLOCK_BYTES).as_len(), 0);
+                to.put(bytes).await?;
+            }
+            progress.advance(((u64::from(block) + 1) * BLOCK_BYTES).min(self.size));
+        }
+        match plan {
+            Some(plan) => to.put(create::footer_for(&plan.image).to_vec()).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Sends what stands before the blocks; which blocks will follow.
+    async fn send_table(&mut self, to: &mut dyn Outgoing, plan: &NewImage) -> Result<Vec<u32>> {
+        let mut stored = Vec::new();
+        let mut table = vec![0xff; ByteCount(plan.len - plan.image.bat_at.bytes()).as_len()];
+        let mut next = plan.image.first_free.page_up();
+        for block in 0..self.blocks() {
+            if self.chain.stores(block, self.size).await? {
+                let entry = bat::encode_entry(Some(layer::entry_at(next)));
+                table[block as usize * entry.len()..][..entry.len()].copy_from_slice(&entry);
+                next = layer::place_after(next);
+                stored.push(block);
+            }
+        }
+        for (at, bytes) in &plan.pieces {
+            let is_table = *at == plan.image.bat_at;
+            to.put(if is_table { std::mem::take(&mut table) } else { bytes.clone() }).await?;
+        }
+        Ok(stored)
     }
 
     async fn write_raw(&mut self, to: &dyn BlockFile, progress: &dyn Progress) -> Result<()> {

@@ -50,7 +50,7 @@ pub use catalog::Catalog;
 pub use cell::{Cell, LayerCell, LayerState, VolumeCell};
 pub use env::{Env, NothingRuns, Progress, Running, Unwatched};
 pub use error::{CatalogError, Code, Named, Result};
-pub use export::{BranchFile, BranchReader, Branches, FlatFormat, ReadPoint};
+pub use export::{BranchFile, BranchReader, Branches, FlatFormat, Outgoing, ReadPoint};
 pub use import::{Incoming, IncomingLayer, NewImport, Next};
 pub use intent::{CellStep, CellValue, Commit, CutBack, Intent, NewLayer, Piece, Rewrite, Scratch};
 pub use record::{

@@ -101,6 +101,31 @@ impl Client {
         self.answer(path, status, body).await
     }
 
+    /// Writes what the server sends at this path, all of it or an error.
+    pub async fn download(&self, path: &str, mut to: impl std::io::Write) -> Result<(), Problem> {
+        let (status, mut body) = self.send(Method::GET, path, None::<&()>, None).await?;
+        if !status.is_success() {
+            let bytes = body.collect().await.map_err(|e| self.lost(&e))?.to_bytes();
+            return Err(refused(status, &bytes));
+        }
+        let unwritten = |e: std::io::Error| {
+            Problem::new(Code::IoError, format!("The output cannot be written: {e}."))
+        };
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_cut_off| {
+                Problem::new(
+                    Code::IoError,
+                    "The stream was cut off: what was written is not whole.",
+                )
+                .hint("its task says why: shale task list")
+            })?;
+            if let Ok(data) = frame.into_data() {
+                to.write_all(&data).map_err(unwritten)?;
+            }
+        }
+        to.flush().map_err(unwritten)
+    }
+
     async fn answer<T: DeserializeOwned>(
         &self,
         path: &str,

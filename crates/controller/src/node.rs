@@ -82,6 +82,18 @@ impl NodeClient {
         answer(path, self.exchange(request).await?).await
     }
 
+    /// What the node sends at this path, as it comes.
+    pub(crate) async fn download(&self, path: &str) -> Result<axum::body::Body, Problem> {
+        let response = self.send(Method::GET, path, None::<&()>, None).await?;
+        if response.status().is_success() {
+            return Ok(axum::body::Body::new(response.into_body()));
+        }
+        match answer::<serde_json::Value>(path, response).await {
+            Ok(_) => Err(unavailable(format!("The node did not answer {path}."))),
+            Err(problem) => Err(problem),
+        }
+    }
+
     /// The node's events after `last`.
     pub(crate) async fn events(
         &self,

@@ -387,6 +387,8 @@ fn write(api: &Api, volume: &str, bytes: [u8; 3]) {
 /// Ids that operations use.
 struct Fixture {
     store: String,
+    /// The newest file of a folder of VHDs.
+    chain: PathBuf,
     volumes: [String; 2],
     snapshot: String,
 }
@@ -401,12 +403,16 @@ fn fixture(host: &Host, connected: bool) -> Fixture {
     let made = host.api.post("/v1/snapshots", &body);
     let snapshot = id(&made["snapshots"][0]);
     write(&host.api, &volumes[0], [5, 0, 6]);
+    let folder = host.dir.path().join("chain");
+    let body = json!({ "to": folder, "with_snapshots": true });
+    host.api.post(&format!("/v1/volumes/{}/export", volumes[0]), &body);
+    let chain = folder.join("one.vhd");
     if connected {
         for volume in &volumes {
             host.api.connect(volume);
         }
     }
-    Fixture { store, volumes, snapshot }
+    Fixture { store, chain, volumes, snapshot }
 }
 
 type Request = (&'static str, String, Value);
@@ -474,6 +480,16 @@ const CASES: &[Case] = &[
         request: |f| {
             let body = json!({ "names": ["copy"], "linked": false });
             ("POST", format!("/v1/volumes/{}/clone", f.volumes[0]), body)
+        },
+    },
+    Case {
+        name: "import of a chain",
+        connected: false,
+        request: |f| {
+            let body = json!({
+                "name": "came", "datastore": f.store, "source": f.chain, "chain": true, "kind": "thin",
+            });
+            ("POST", "/v1/imports".into(), body)
         },
     },
     Case {
@@ -596,4 +612,46 @@ cases! {
     every_step_of_deleting_a_volume = 8;
     every_step_of_connect = 9;
     every_step_of_disconnect = 10;
+}
+
+/// An export ends whole or not at all, and what a dead node left under a temporary name goes.
+#[test]
+fn every_step_of_an_export() {
+    for (folder, to) in [(false, "out.vhd"), (true, "out")] {
+        let (mut nothing, mut whole) = (0, 0);
+        for n in 1.. {
+            assert!(n < 20, "it never gets through");
+            let mut host = Host::new();
+            let fixture = fixture(&host, false);
+            assert!(host.terminate(), "{}", host.log());
+            host.start(Some(n));
+            let files = host.dir.path().join("files");
+            std::fs::create_dir(&files).expect("a directory");
+            let body = json!({ "to": files.join(to), "with_snapshots": folder });
+            let path = format!("/v1/volumes/{}/export", fixture.volumes[0]);
+            let socket = host.dir.path().join("data/node.sock");
+            let lived = attempt(&host.api, &("POST", path, body), &socket);
+            let alive = host.terminate();
+            if !alive {
+                host.start(None);
+                host.answers();
+            }
+            let found: Vec<_> = std::fs::read_dir(&files)
+                .expect("a directory")
+                .map(|entry| entry.expect("an entry").file_name())
+                .collect();
+            match found.as_slice() {
+                [] if !lived => nothing += 1,
+                [one] if one == to => whole += 1,
+                other => panic!("cut at point {n}: {other:?}\n{}", host.log()),
+            }
+            if alive {
+                assert!(lived, "it failed without a crash\n{}", host.log());
+                break;
+            }
+            host.no_findings(&fixture.store);
+            assert!(host.terminate(), "{}", host.log());
+        }
+        assert!(nothing > 1 && whole > 1, "{nothing} undone, {whole} finished");
+    }
 }

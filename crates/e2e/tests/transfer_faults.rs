@@ -274,6 +274,23 @@ fn a_pipe_is_imported_and_ends_in_every_way() -> Result<()> {
         ensure!(content(&shale, format)? == plain, "{format} differs");
         made.push(format);
     }
+    // the same without a file between
+    for format in ["raw", "vhd", "vhd-fixed"] {
+        let name = format!("piped-{format}");
+        let mut from = shale.command()?;
+        from.args(["volume", "export", "thin", "--to", "-", "--format", format]);
+        let mut from = Owned::spawn(from.stdout(Stdio::piped()))?;
+        let mut to = shale.command()?;
+        to.args(["volume", "import", &name, "--datastore", "fast", "--from", "-"]);
+        let output = to.stdin(from.child().stdout.take().context("its output")?).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        ensure!(from.wait(PATIENCE)?.success(), "the export failed");
+        ensure!(content(&shale, &name)? == plain, "{name} differs");
+        shale.delete_volume(&name)?;
+    }
+    let said = shale
+        .refused(&["volume", "export", "thin", "--to", "-", "--format", "qcow2"], exit::CONFLICT)?;
+    ensure!(said.contains("stream"), "{said}");
     let file = dir.join("qemu.vhd");
     let convert = ["convert", "-f", "raw", "-O", "vpc", "-o", "force_size=on"];
     qemu_img(&[&convert[..], &[path(&raw)?, path(&file)?]].concat())?;

@@ -7,6 +7,7 @@
 //!
 //! Layers, from the pure to the effective: [`Handshake`] and [`request`] understand hostile bytes
 //! without I/O; a connection runs them over a [`Socket`]; the server accepts sockets from the ring.
+//! [`NbdClient`] is the other side, for disks that other people serve.
 //! This crate knows no file, no format and no catalog.
 
 mod client;

@@ -126,13 +126,20 @@ impl Tasks {
     /// The task when it has ended, or as it is after `limit`.
     pub(crate) async fn wait(&self, id: Uuid, limit: Duration) -> Option<Task> {
         let mut changes = self.changes.subscribe();
-        let until = tokio::time::Instant::now() + limit;
+        // one that is too far off to be told is none
+        let until = tokio::time::Instant::now().checked_add(limit);
         loop {
             let task = self.get(id)?;
             if task.state.is_final() {
                 return Some(task);
             }
-            match tokio::time::timeout_at(until, changes.changed()).await {
+            let changed = async {
+                match until {
+                    Some(until) => tokio::time::timeout_at(until, changes.changed()).await,
+                    None => Ok(changes.changed().await),
+                }
+            };
+            match changed.await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) | Err(_) => return self.get(id),
             }

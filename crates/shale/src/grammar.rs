@@ -302,8 +302,8 @@ pub(crate) enum Volume {
     /// Write a volume into files on the node's host
     Export {
         name: Reference,
-        /// Path of the new file, or of the new folder for --with-snapshots
-        #[arg(long, value_name = "PATH")]
+        /// Path of the new file, or of the new folder for --with-snapshots, or - for standard output
+        #[arg(long, value_name = "PATH", allow_hyphen_values = true)]
         to: String,
         /// vhd, vhd-fixed, raw, qcow2, vmdk, vhdx or vdi
         #[arg(long, default_value = "vhd")]

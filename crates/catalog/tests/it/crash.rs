@@ -9,7 +9,7 @@ use image::{ParentRef, SectorCount, Timestamp, create};
 use io::{ByteCount, Io};
 use uuid::Uuid;
 
-use crate::world::{Crash, Lab, MIB, Node, SIZE, View, flush, put};
+use crate::world::{Crash, FakeLayers, Lab, MIB, Node, SIZE, View, flush, put};
 
 type Operation = for<'a> fn(&'a Node) -> Io<'a, ()>;
 
@@ -119,6 +119,25 @@ fn create() {
 async fn make(node: &Node, kind: VolumeKind) {
     let new = NewVolume { name: "new".into(), size: ByteCount(MIB), kind };
     node.catalog.create_volume(new, &Unwatched).await.unwrap();
+}
+
+/// A base and a layer on it that is larger, in blocks that come in parts and out of order.
+async fn import(node: &Node, kind: VolumeKind, sized: bool) {
+    let base = (4 * MIB, Some("old"), vec![(4096, 1), (0, 2), (4097, 3)]);
+    let leaf = (SIZE, None, vec![(0, 4), (8192, 5), (1, 0)]);
+    let layers = if sized { vec![base, leaf] } else { vec![leaf] };
+    let mut from = FakeLayers::new(layers);
+    let new = from.import("new", kind, sized);
+    node.catalog.import(new, &mut from, &Unwatched).await.unwrap();
+}
+
+#[test]
+fn imports() {
+    check("import a chain", |node| Box::pin(import(node, VolumeKind::Thin, true)));
+    check("import a chain on a fixed base", |node| Box::pin(import(node, VolumeKind::Fixed, true)));
+    check("import a stream", |node| Box::pin(import(node, VolumeKind::Thin, false)));
+    check("import a fixed stream", |node| Box::pin(import(node, VolumeKind::Fixed, false)));
+    check("import a lazy stream", |node| Box::pin(import(node, VolumeKind::Lazy, false)));
 }
 
 #[test]

@@ -8,6 +8,7 @@
 mod crash;
 mod faults;
 mod hostile;
+mod imports;
 mod model;
 mod operations;
 mod world;

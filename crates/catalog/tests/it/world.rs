@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use catalog::{
-    Catalog, Env, LeafSpace, NewVolume, Progress, Recovered, Running, Snapshot, Unwatched,
-    VolumeKind, VolumeRecord,
+    Catalog, Chunk, Env, Incoming, IncomingLayer, LeafSpace, NewImport, NewVolume, Next, Progress,
+    Recovered, Running, Snapshot, Unwatched, VolumeKind, VolumeRecord,
 };
 use datastore::{Access, FileStore, Identity, ObjectName};
 use image::{
@@ -102,6 +102,62 @@ impl Progress for CancelAfter {
         let left = self.0.get();
         self.0.set(left.saturating_sub(1));
         left == 0
+    }
+}
+
+/// Layers to import: of each its size, its snapshot, and sectors with their byte. Fails after so many
+/// chunks.
+pub(crate) struct FakeLayers {
+    pub(crate) layers: Vec<(u64, Option<&'static str>, Vec<(u64, u8)>)>,
+    pub(crate) fails_after: usize,
+    next: Vec<usize>,
+}
+
+impl FakeLayers {
+    pub(crate) fn new(layers: Vec<(u64, Option<&'static str>, Vec<(u64, u8)>)>) -> Self {
+        let next = vec![0; layers.len()];
+        Self { layers, fails_after: usize::MAX, next }
+    }
+
+    pub(crate) fn import(&self, name: &str, kind: VolumeKind, sized: bool) -> NewImport {
+        let layer = |(size, snapshot, _): &(u64, Option<&'static str>, Vec<(u64, u8)>)| {
+            let size = sized.then_some(ByteCount(*size));
+            IncomingLayer { size, snapshot: snapshot.map(str::to_owned) }
+        };
+        let layers = self.layers.iter().map(layer).collect();
+        NewImport { name: name.into(), kind, layers, stored: ByteCount(MIB) }
+    }
+}
+
+impl Incoming for FakeLayers {
+    fn next(&mut self, layer: usize) -> Io<'_, catalog::Result<Next>> {
+        let at = self.next[layer];
+        self.next[layer] += 1;
+        let sector = self.layers[layer].2.get(at).copied();
+        let fails = self.next.iter().sum::<usize>() > self.fails_after;
+        Box::pin(async move {
+            if fails {
+                return Err(catalog::CatalogError::new(catalog::Code::Io, "the source failed"));
+            }
+            let Some((sector, byte)) = sector else { return Ok(Next::End) };
+            // one sector a chunk: blocks come in parts
+            let within = sector % u64::from(BLOCK_SECTORS);
+            let mut bytes = vec![0; usize::try_from(2 * MIB).unwrap()];
+            let from = usize::try_from(within * SECTOR).unwrap();
+            bytes[from..from + 512].fill(byte);
+            let mut owned = Bitmap::empty();
+            owned.set_range(u32::try_from(within).unwrap(), 1);
+            let block = u32::try_from(sector / u64::from(BLOCK_SECTORS)).unwrap();
+            Ok(Next::Chunk(Chunk { block, bytes, owned }))
+        })
+    }
+
+    fn done(&self, layer: usize) -> u64 {
+        self.next[layer] as u64
+    }
+
+    fn size(&self, layer: usize) -> u64 {
+        self.layers[layer].0
     }
 }
 

@@ -8,17 +8,25 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
 use hyper::Method;
-use model::{Datastore, ExportVolume, ImportVolume, Problem, Task};
+use model::{Datastore, ExportFormat, ExportVolume, ImportVolume, ObjectKind, Problem, Task};
+use serde::Deserialize;
+use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::answer::{Accepted, Answer, Json, Path, Query};
 use super::guard::{ManageStorage, May, Operate, Who};
-use super::{App, Wait, tasks};
+use super::{App, Wait, reference, tasks};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
-    OpenApiRouter::new().routes(routes!(import)).routes(routes!(export)).routes(routes!(upload))
+    OpenApiRouter::new()
+        .routes(routes!(import))
+        .routes(routes!(export))
+        .routes(routes!(download))
+        .routes(routes!(upload))
 }
 
 /// Make a volume of a disk that stands elsewhere
@@ -66,6 +74,44 @@ async fn export(
     }
     let path = format!("/v1/volumes/{}/export", found.id);
     app.start(Method::POST, &path, Some(&request), wait.wait).await
+}
+
+/// What is streamed.
+#[derive(Clone, Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct Streamed {
+    /// `vhd` (the default), `vhd-fixed` or `raw`.
+    #[serde(default)]
+    #[param(inline)]
+    format: ExportFormat,
+    /// Of this snapshot; absent: of the current state, while it is disconnected.
+    #[serde(default)]
+    snapshot: Option<String>,
+}
+
+/// Read a volume, or a snapshot of it, as a stream
+///
+/// An error after the first byte cuts it off; its task says why. Needs the role operator.
+#[utoipa::path(get, path = "/api/v1/volumes/{volume}/data", operation_id = "read_volume",
+    tag = "volumes", params(Streamed, ("volume" = String, Path, description = "name or UUID")),
+    responses((status = 200, body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+async fn download(
+    _: May<Operate>,
+    State(app): State<Arc<App>>,
+    Path(volume): Path<String>,
+    Query(asked): Query<Streamed>,
+) -> Answer<Response> {
+    let found = app.volume(&volume).await?;
+    let mut path = format!("/v1/volumes/{}/data?format={}", found.id, asked.format);
+    if let Some(snapshot) = &asked.snapshot {
+        let snapshot = reference(ObjectKind::Snapshot, snapshot)?;
+        path += &format!("&snapshot={}", app.find_snapshot(&found, &snapshot).await?.id);
+    }
+    let mut response = Response::new(app.node.download(&path).await?);
+    let kind = HeaderValue::from_static("application/octet-stream");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    Ok(response)
 }
 
 /// Send the data that a task waits for

@@ -3,6 +3,7 @@
 mod client;
 mod extended;
 mod hostile;
+mod others;
 mod pipe;
 #[expect(unreachable_pub, reason = "shared with measurements and whole-system tests")]
 #[path = "../../tests/ram/mod.rs"]

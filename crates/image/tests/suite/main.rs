@@ -12,4 +12,5 @@ mod golden;
 mod merging;
 mod planning;
 mod quirks;
+mod sniffing;
 mod support;

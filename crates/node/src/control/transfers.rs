@@ -13,7 +13,7 @@ use futures_channel::mpsc;
 use io::{BlockFile, ByteCount};
 use model::{
     Change, Code, ExportFormat, ExportVolume, ImportFormat, ImportVolume, ObjectKind, ObjectRef,
-    Operation, Problem,
+    Operation, Problem, Reference,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -208,8 +208,10 @@ impl Control {
         let socket = self.shared.data.transfer_socket(Uuid::new_v4());
         let served = qemu::serve(&self.ring, path, file, how, socket).await;
         let served = served.map_err(catalog_problem)?;
-        let disk = sources::served(&self.ring, path, served.socket.clone()).await;
-        self.one(disk.map_err(catalog_problem)?, Some(served)).await
+        match sources::served(&self.ring, path, served.socket.clone()).await {
+            Ok(disk) => self.one(disk, Some(served)).await,
+            Err(error) => Err(catalog_problem(served.explain(&self.ring, error).await)),
+        }
     }
 
     async fn one(&self, disk: Disk, served: Option<qemu::Served>) -> Outcome<Opened> {
@@ -300,6 +302,40 @@ impl Control {
         Ok(json!({ "path": target, "format": request.format, "size": size }))
     }
 
+    /// What a stream is about: only formats that need no second look at what was sent.
+    pub(crate) fn about_stream(&self, id: Uuid, format: ExportFormat) -> Outcome<About> {
+        flat(format).ok_or_else(|| {
+            Problem::new(Code::Unsupported, format!("{format} cannot be written as a stream."))
+                .hint("use raw, vhd or vhd-fixed, or export it to a path")
+        })?;
+        self.about(Operation::VolumeExport, id)
+    }
+
+    pub(crate) async fn stream_volume(
+        self: Rc<Self>,
+        id: Uuid,
+        (format, snapshot): (ExportFormat, Option<Reference>),
+        to: mpsc::Sender<Part>,
+        progress: Rc<Progress>,
+    ) -> Outcome<Value> {
+        let mut sink = stream::Sink(to);
+        let sent = async {
+            let (store, _, source) = self.source(id, snapshot.as_ref())?;
+            let mut point = store.catalog()?.read_point(source).await.map_err(catalog_problem)?;
+            let format = flat(format).expect("asked before the task began");
+            let (uuid, now) = (Uuid::new_v4(), now().unix_ms());
+            let sent = point.send(&mut sink, format, uuid, now, &*progress).await;
+            sent.map_err(|error| catalog_problem(error.during("cannot export")))?;
+            Ok(json!({ "size": point.size() }))
+        }
+        .await;
+        if let Err(problem) = &sent {
+            let problem: &Problem = problem;
+            sink.fail(&problem.detail);
+        }
+        sent
+    }
+
     async fn write_branches(
         &self,
         catalog: &catalog::Catalog,
@@ -373,7 +409,12 @@ impl Control {
         let served = qemu::serve(&self.ring, path, file, how, socket).await?;
         let address = NbdAddress::unix(served.socket.clone());
         let client = self.ring.run_blocking(move || NbdClient::connect(&address, NBD_LIMIT)).await;
-        let mut client = client.map_err(|error| sources::from_nbd(&error))?;
+        let mut client = match client {
+            Ok(client) => client,
+            Err(error) => {
+                return Err(served.explain(&self.ring, sources::from_nbd(&error)).await);
+            }
+        };
         if client.size() < point.size() {
             let message = format!("its {} hold {} bytes only", driver.name(), client.size());
             return Err(about(path.display(), catalog::Code::Unsupported, &message));
@@ -409,6 +450,16 @@ impl Control {
         let mut dirs = vec![self.shared.data.root().to_owned()];
         dirs.extend(self.all_stores().iter().map(|store| store.entry.dir.clone()));
         dirs.into_iter().map(|dir| dir.canonicalize().unwrap_or(dir)).collect()
+    }
+}
+
+/// The formats that are written without QEMU.
+const fn flat(format: ExportFormat) -> Option<FlatFormat> {
+    match format {
+        ExportFormat::Raw => Some(FlatFormat::Raw),
+        ExportFormat::Vhd => Some(FlatFormat::Dynamic),
+        ExportFormat::VhdFixed => Some(FlatFormat::Fixed),
+        ExportFormat::Qcow2 | ExportFormat::Vmdk | ExportFormat::Vhdx | ExportFormat::Vdi => None,
     }
 }
 

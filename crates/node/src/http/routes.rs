@@ -4,16 +4,19 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use axum::response::sse::{Event as Sent, KeepAlive, Sse};
 use axum::routing::{delete, get, post, put};
+use futures_channel::mpsc;
+use futures_util::future::select;
 use futures_util::stream::{self as streams, Stream, StreamExt as _};
 use model::{
     CloneVolume, Code, ConnectVolume, ConvertVolume, CreateDatastore, CreateSnapshot,
-    CreateTemplate, CreateVolume, DeployTemplate, ExportVolume, ImportVolume, ObjectKind,
-    Operation, Problem, Reference, UpdateVolume, VolumeKind,
+    CreateTemplate, CreateVolume, DeployTemplate, ExportFormat, ExportVolume, ImportVolume,
+    ObjectKind, Operation, Problem, Reference, UpdateVolume, VolumeKind,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -41,6 +44,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/volumes", get(volumes).post(create_volume))
         .route("/v1/imports", post(import))
         .route("/v1/volumes/{id}/export", post(export))
+        .route("/v1/volumes/{id}/data", get(download))
         .route("/v1/volumes/{id}", get(volume).patch(update_volume).delete(delete_volume))
         .route("/v1/volumes/{id}/connect", post(connect))
         .route("/v1/volumes/{id}/disconnect", post(disconnect))
@@ -332,11 +336,52 @@ async fn export(
     .await
 }
 
+/// What is streamed.
+#[derive(Debug, Default, Deserialize)]
+struct Streamed {
+    #[serde(default)]
+    format: ExportFormat,
+    #[serde(default)]
+    snapshot: Option<Uuid>,
+}
+
+/// A volume as a stream. Its task is begun here too; an error after the first byte cuts the stream off.
+async fn download(
+    State(app): State<App>,
+    Ids([id]): Ids<1>,
+    Asked(asked): Asked<Streamed>,
+) -> Answer {
+    let (to, mut parts) = mpsc::channel(stream::IN_FLIGHT);
+    let (format, snapshot) = (asked.format, asked.snapshot.map(Reference::from));
+    let task = app.ask(move |control| async move {
+        control.begin(
+            |control| control.about_stream(id, format),
+            move |control, progress| control.stream_volume(id, (format, snapshot), to, progress),
+        )
+    });
+    let task = task.await?;
+    let first = parts.next().await;
+    if !matches!(first, Some(Ok(_))) {
+        let ended = app.shared.tasks.wait(task.id, Duration::MAX).await;
+        if let Some(problem) = ended.and_then(|task| task.error) {
+            return Err(problem.into());
+        }
+    }
+    let parts = streams::iter(first).chain(parts).map(|part| part.map_err(std::io::Error::other));
+    let mut response = Response::new(Body::from_stream(parts));
+    let kind = HeaderValue::from_static("application/octet-stream");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    Ok(response)
+}
+
 /// The data of an import that waits for it. The answer comes when all of it was taken, or when nobody
 /// takes it any more.
 async fn upload(State(app): State<App>, Ids([id]): Ids<1>, request: Request) -> Answer {
     let to = app.ask(move |control| async move { control.upload(id) }).await?;
-    stream::pump(request.into_body().into_data_stream(), to).await;
+    let pump = stream::pump(request.into_body().into_data_stream(), to);
+    let ended = app.shared.tasks.wait(id, Duration::MAX);
+    // An import that has ended early takes nothing any more, also from a sender that is silent.
+    select(std::pin::pin!(pump), std::pin::pin!(ended)).await;
     let task = app.shared.tasks.get(id);
     let task = task.ok_or_else(|| Problem::not_found(ObjectKind::Task, id))?;
     match task.error {

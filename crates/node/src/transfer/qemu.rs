@@ -169,6 +169,19 @@ impl Served {
         }
     }
 
+    /// Why the tool gave up on a connection, where it says so: it may listen before it has looked at the
+    /// file.
+    pub(crate) async fn explain(mut self, ring: &Ring, error: CatalogError) -> CatalogError {
+        let until = Instant::now() + LIMIT;
+        loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) if !status.success() => return self.failed("cannot use it"),
+                Ok(None) if Instant::now() < until => ring.local().sleep(POLL).await,
+                Ok(_) | Err(_) => return error,
+            }
+        }
+    }
+
     fn failed(&mut self, doing: &str) -> CatalogError {
         drop(self.child.kill());
         let words = self.child.stderr.take().map(words).unwrap_or_default();

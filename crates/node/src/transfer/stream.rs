@@ -390,6 +390,30 @@ impl Incoming for Stream {
     }
 }
 
+/// An export on its way to whoever asked for it.
+pub(crate) struct Sink(pub(crate) mpsc::Sender<Part>);
+
+impl catalog::Outgoing for Sink {
+    fn put(&mut self, bytes: Vec<u8>) -> Io<'_, Result<()>> {
+        Box::pin(async move {
+            let ready = std::future::poll_fn(|cx| self.0.poll_ready(cx)).await;
+            if ready.is_err() || self.0.start_send(Ok(bytes.into())).is_err() {
+                let message = "whoever asked for it takes no more of it";
+                return Err(CatalogError::new(Code::Io, message));
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Sink {
+    /// Lets the other side know that what it has is not all.
+    pub(crate) fn fail(mut self, why: &str) {
+        // one that has gone needs no telling, and one that is behind finds the stream cut off
+        drop(self.0.try_send(Err(why.to_owned())));
+    }
+}
+
 /// Hands a sender's parts over, as fast as they are taken.
 pub(crate) async fn pump<E: std::fmt::Display>(
     mut body: impl futures_util::Stream<Item = std::result::Result<Bytes, E>> + Unpin,

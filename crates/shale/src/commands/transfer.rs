@@ -6,7 +6,7 @@ use model::{Code, ExportVolume, ImportVolume, Problem, Reference, Task};
 use crate::grammar::Waiting;
 use crate::session::{Session, segment};
 
-/// Standard input.
+/// Standard input, or standard output.
 const PIPE: &str = "-";
 
 impl Session {
@@ -23,13 +23,22 @@ impl Session {
         }
         let task: Task = self.client.call(Method::POST, PATH, Some(&body)).await?;
         let data = format!("/api/v1/tasks/{}/data", task.id);
-        let sending = self.client.upload::<Task>(&data, std::io::stdin());
-        let (sent, ended) = tokio::join!(sending, self.wait(task, waiting));
-        match (sent, ended) {
-            (_, Ok(Some(task))) => self.made::<model::Volume>(Some(task)),
-            (Ok(task), Ok(None)) => crate::output::row(self.format, &task),
-            // what the task says is what happened; that nobody took the rest of the data follows from it
-            (_, Err(problem)) | (Err(problem), Ok(None)) => Err(problem),
+        let mut sending = std::pin::pin!(self.client.upload::<Task>(&data, std::io::stdin()));
+        let mut ending = std::pin::pin!(self.wait(task, waiting));
+        // What the task says is what happened: when it has ended, nobody takes the rest of the data.
+        let (sent, ended) = tokio::select! {
+            sent = &mut sending => (Some(sent), ending.await),
+            ended = &mut ending => (None, ended),
+        };
+        match ended? {
+            Some(task) => self.made::<model::Volume>(Some(task)),
+            None => {
+                let sent = match sent {
+                    Some(sent) => sent?,
+                    None => sending.await?,
+                };
+                crate::output::row(self.format, &sent)
+            }
         }
     }
 
@@ -39,10 +48,26 @@ impl Session {
         mut body: ExportVolume,
         waiting: &Waiting,
     ) -> Result<(), Problem> {
+        if body.to == PIPE {
+            return self.stream(name, &body).await;
+        }
         body.to = absolute(&body.to)?;
         let path = format!("/api/v1/volumes/{}/export", segment(name));
         let task = self.change(Method::POST, &path, Some(&body), waiting).await?;
         self.done(task, &format!("volume '{name}' is exported to {}", body.to))
+    }
+}
+
+impl Session {
+    async fn stream(&self, name: &Reference, body: &ExportVolume) -> Result<(), Problem> {
+        if body.with_snapshots {
+            return Err(Problem::new(Code::BadRequest, "A stream holds one disk, not a folder."));
+        }
+        let mut path = format!("/api/v1/volumes/{}/data?format={}", segment(name), body.format);
+        if let Some(snapshot) = &body.snapshot {
+            path += &format!("&snapshot={}", segment(snapshot));
+        }
+        self.client.download(&path, std::io::stdout().lock()).await
     }
 }
 
