@@ -260,6 +260,11 @@ pub(crate) fn full_len(image: &LayerImage) -> u64 {
     image.first_free.page_up().plus(blocks).bytes()
 }
 
+/// What a new layer takes at once, without any data: headers, two locators, BAT, footer.
+pub(crate) fn own_bytes(size: u64) -> u64 {
+    4 * PAGE + (u64::from(block_count(size)) * bat::ENTRY).next_multiple_of(PAGE)
+}
+
 /// What to write for a new layer.
 pub(crate) fn plan_new(new: &NewLayer, now_ms: u64) -> Result<NewImage> {
     let (size, now) = (SectorCount::whole_in(new.size), Timestamp::from_unix(now_ms / 1000));

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use image::{PAGE, bat};
 use io::ByteCount;
 use uuid::Uuid;
 
@@ -12,7 +11,7 @@ use crate::copy::MAX_CHAIN;
 use crate::env::Progress;
 use crate::error::{CatalogError, Code, Named, Result};
 use crate::intent::NewLayer;
-use crate::layer::{self, block_count};
+use crate::layer;
 use crate::locks::Pace;
 use crate::record::{Current, MAX_SNAPSHOTS, Snapshot, VolumeKind, VolumeRecord};
 use crate::txn::{Begun, Plan};
@@ -369,8 +368,7 @@ impl Catalog {
 /// (headers, two locators, BAT, footer).
 fn moves(state: &State, used: &BTreeMap<Uuid, ByteCount>, child: Uuid) -> ByteCount {
     let size = state.tree.get(child).map_or(0, |node| node.size);
-    let bat = u64::from(block_count(size)) * bat::ENTRY;
-    let own = 4 * PAGE + bat.next_multiple_of(PAGE);
+    let own = layer::own_bytes(size);
     ByteCount(used.get(&child).map_or(0, |used| used.0.saturating_sub(own)))
 }
 

@@ -59,6 +59,8 @@ impl Catalog {
         if !plan.drops.is_empty() {
             self.may_sweep()?;
         }
+        let own: u64 = plan.creates.iter().map(|new| layer::own_bytes(new.size)).sum();
+        self.has_room(own, &plan.title).await?;
         let commit = match (plan.removes, plan.puts.as_slice()) {
             (Some(volume), _) => Commit::Removed(volume),
             (None, [one]) => Commit::Record(one.uuid),
@@ -224,7 +226,9 @@ impl Catalog {
         for intent in left {
             self.may_sweep()?;
             let named = self.with(State::named_layers);
-            let committed = recover(self.store(), &intent, &named).await?;
+            let committed = recover(self.store(), &intent, &named).await.map_err(|error| {
+                error.during(format_args!("this was interrupted and waits: {}", intent.title))
+            })?;
             self.reload(&intent, committed).await?;
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! The disk itself: its state, how it is opened, and how requests enter it.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 
 use image::owner::{BlockState, OwnerMap, Slot};
@@ -126,6 +126,8 @@ pub(crate) struct State {
     pub(crate) space: Space,
     /// Places that blocks of the leaf got, before their first write was published.
     pub(crate) assigned: HashMap<BlockIndex, Place>,
+    /// Blocks of a flat leaf that are known to have their space.
+    pub(crate) backed: HashSet<BlockIndex>,
     pub(crate) dirty: Dirty,
 }
 
@@ -217,6 +219,7 @@ impl Disk {
                 log: None,
                 space,
                 assigned: HashMap::new(),
+                backed: HashSet::new(),
                 dirty: Dirty::default(),
             }),
             gate: Cell::new(Gate::Open),

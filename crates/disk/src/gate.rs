@@ -135,6 +135,7 @@ impl Disk {
         let blocks = u32::try_from(leaf.layer.image.size.blocks()).expect("32-bit blocks");
         state.map.grow(blocks);
         state.chain.layers.push(leaf.layer);
+        state.backed.clear();
         drop(guard);
         let mut stale = old_space.give_back(closing.2);
         stale.extend(assigned.into_iter().filter(|p| p.start() < closing.2));

@@ -185,8 +185,9 @@ impl Host {
             holder: "a check".to_owned(),
             log_found: None,
         };
-        let plan = self.catalog.connect(request).await.map_err(|e| e.to_string())?;
-        let files = self.files(&plan, Open::Read).await.map_err(|e| e.to_string())?;
+        let plan = self.catalog.connect(request).await.map_err(|e| format!("reading: {e}"))?;
+        let files =
+            self.files(&plan, Open::Read).await.map_err(|e| format!("reading its files: {e}"))?;
         let open = self.chain(&plan, files, Access::ReadOnly);
         let disk = Disk::open(self.world.local().clone(), open).await.map_err(|e| e.to_string())?;
         Ok((disk, plan.connection))
