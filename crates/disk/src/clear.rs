@@ -107,8 +107,8 @@ impl Inner {
             return Step::InPlace;
         }
         if state.chain.leaf().table.get(block).is_none() {
-            // only assigned, to a write that is under way or to one that failed: what a failed write
-            // left there would be the block's content again with the next write to another sector
+            // only assigned, to a write that is under way or to one that failed together with the log:
+            // what it left there would be the block's content with the next write to another sector
             return Step::InPlace;
         }
         if self.rules.d3_log_removals
@@ -124,6 +124,10 @@ impl Inner {
             state.space.drop_place(Dropped { place, bound: self.tickets.next() });
         } else {
             state.space.freed(place);
+        }
+        // whoever is held for want of space makes it free
+        if self.held.get() > 0 {
+            self.space_freed.notify();
         }
         debug_assert_eq!(state.map.state(block), BlockState::Zero);
         Step::Done

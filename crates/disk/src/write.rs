@@ -82,14 +82,30 @@ impl Inner {
             let request = Request::Write { at, from: data.clone(), durability: Durability::Cached };
             match entry.file.submit(request).await {
                 Ok(()) => return self.publish(piece, entry.place).await,
-                // a hole inside a block needs space again, and the store is full
-                Err(error) if error.kind == IoErrorKind::NoSpace => {
+                Err(error) => {
+                    self.expose(piece, entry.place).await?;
+                    if error.kind != IoErrorKind::NoSpace {
+                        return Err(error);
+                    }
+                    // a hole inside a block needs space again, and the store is full
                     drop(entry);
                     self.find_space(caller).await?;
                 }
-                Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Some of a failed write may have landed. In a base layer's new place it would come to light with
+    /// the next write to the block, long after the guest was told of the failure and read zeros there:
+    /// so the place is made visible now, while the request is under way and anything may be read. Other
+    /// layers own single sectors, and what is not owned stays hidden.
+    async fn expose(self: &Rc<Self>, piece: Piece, place: Place) -> Result<()> {
+        let hidden = {
+            let state = self.state.borrow();
+            let leaf = state.chain.leaf();
+            !leaf.is_differencing() && leaf.table.get(piece.block).is_none()
+        };
+        if hidden { self.publish(piece, place).await } else { Ok(()) }
     }
 
     /// Waits for the gate and for a place in the leaf, then takes a ticket. Whatever was waited for

@@ -201,6 +201,19 @@ fn n1_discarded_space_serves_the_writes_of_a_full_store() {
         assert_eq!(held.get(), 0);
         assert_eq!(read(&disk, 5 * BLOCK, 4096).await, vec![7; 4096]);
         assert_eq!(read(&disk, 6 * BLOCK, 4096).await, vec![0; 4096]);
+        space.set_capacity(ByteCount::mib(7));
+        // and what is discarded only when a write is held already serves it too
+        for block in 6..8 {
+            write(&disk, block * BLOCK, 1, 4096).await;
+        }
+        let mut waits = disk.submit(writing(9 * BLOCK, 8, 4096));
+        while held.get() == 0 {
+            assert!(poll!(&mut waits).is_pending());
+            world.delay(Duration::ZERO, Duration::from_micros(50)).await;
+        }
+        discard(&disk, ByteRange::new(6 * BLOCK, BLOCK), Durability::Cached).await;
+        waits.await.unwrap();
+        assert_eq!(read(&disk, 9 * BLOCK, 4096).await, vec![8; 4096]);
     });
 }
 
@@ -292,6 +305,26 @@ fn a_file_that_cannot_grow_is_no_full_store() {
         let error = disk.submit(writing(6 * BLOCK, 1, 512)).await.unwrap_err();
         assert_eq!(error.kind, IoErrorKind::NoSpace, "{error}");
     });
+}
+
+#[test]
+fn d9_a_failed_write_comes_to_light_at_once_or_never() {
+    for seed in 0..20 {
+        let (executor, world) = SimWorld::start(seed);
+        executor.block_on(async {
+            let space = world.add_space(ByteCount::mib(100));
+            let mut files = vec![layer(&space, 1, 4 * BLOCK, None).await];
+            if seed % 2 == 0 {
+                files.push(layer(&space, 2, 4 * BLOCK, Some(1)).await);
+            }
+            let disk = open(&world, files, Rules::all()).await;
+            space.faults().fail_write(1);
+            disk.submit(writing(0, 7, 65536)).await.unwrap_err();
+            let seen = read(&disk, 0, 65536).await;
+            write(&disk, BLOCK - 4096, 9, 4096).await;
+            assert!(read(&disk, 0, 65536).await == seen, "seed {seed}: it came to light later");
+        });
+    }
 }
 
 #[test]

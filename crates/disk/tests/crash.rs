@@ -9,12 +9,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
 use disk::{Access, Disk, LogIdentity, LogState, OpenChain, OpenError, Rules};
-use futures_util::future::join_all;
+use futures_util::future::{join_all, select};
 use futures_util::poll;
 use image::{ParentRef, SectorCount, Timestamp, Uuid, create};
 use io::sim::{FileId, SimLog, SimSpace, SimWorld, SplitMix64, Survivors};
@@ -30,6 +31,8 @@ const BLOCK: u64 = 4096;
 const HEAD: u64 = 24;
 const TAIL: u64 = 8;
 const LOG: usize = 16 << 10;
+/// A store with place for one block less than the disk has.
+const SMALL: ByteCount = ByteCount((BLOCKS - 1) * (BLOCK * 512 + 4096) + (64 << 10));
 const GUESTS: u64 = 4;
 const LIVES: u64 = 5;
 
@@ -85,6 +88,8 @@ struct Life {
     next_value: Rc<Cell<u64>>,
     busy: RefCell<Vec<(u64, u64)>>,
     snapshots: bool,
+    /// Requests of guests that have ended.
+    ended: Cell<u64>,
     /// What a guest saw and must not have seen.
     violation: RefCell<Option<String>>,
 }
@@ -106,6 +111,11 @@ impl Life {
             let from = self.dice(HEAD);
             (start + from, 1 + self.dice(HEAD - from))
         };
+        self.claim(range)
+    }
+
+    /// The range, if no other request is in it.
+    fn claim(&self, range: (u64, u64)) -> Option<(u64, u64)> {
         let clash =
             self.busy.borrow().iter().any(|b| b.0 < range.0 + range.1 && range.0 < b.0 + b.1);
         (!clash).then(|| {
@@ -116,6 +126,7 @@ impl Life {
 
     fn done(&self, range: (u64, u64)) {
         self.busy.borrow_mut().retain(|b| *b != range);
+        self.ended.set(self.ended.get() + 1);
     }
 
     async fn guest(&self) {
@@ -182,9 +193,37 @@ impl Life {
         self.done((at, len));
     }
 
+    /// Discards what it can while requests wait for space, and never flushes: they must go on by that.
+    /// Ends only if they do not.
+    async fn make_space(&self) {
+        let (mut waited, mut ended) = (0, 0);
+        while waited < 50 {
+            self.world.delay(Duration::from_millis(1), Duration::from_millis(1)).await;
+            if self.disk.stats().held == 0 || self.ended.get() != ended {
+                (waited, ended) = (0, self.ended.get());
+                continue;
+            }
+            waited += 1;
+            for block in 0..BLOCKS {
+                if let Some(range) = self.claim((block * BLOCK, BLOCK)) {
+                    self.clear_range(range, Clear::Deallocate).await;
+                    self.busy.borrow_mut().retain(|b| *b != range);
+                }
+            }
+        }
+        *self.violation.borrow_mut() =
+            Some("requests wait for space though all was discarded".to_owned());
+    }
+
     async fn clear(&self, whole: bool) {
-        let Some((at, len)) = self.pick(whole) else { return };
+        let Some(range) = self.pick(whole) else { return };
         let how = if self.dice(3) == 0 { Clear::KeepSpace } else { Clear::Deallocate };
+        self.clear_range(range, how).await;
+        self.done(range);
+    }
+
+    async fn clear_range(&self, (at, len): (u64, u64), how: Clear) {
+        let whole = len == BLOCK;
         // a clear is a write of zeros: it shares value 0, told apart by its own stamp
         let touched: Vec<(u64, u64)> =
             if whole { vec![(at, HEAD), (at + BLOCK - TAIL, TAIL)] } else { vec![(at, len)] };
@@ -201,7 +240,6 @@ impl Life {
                 self.model.borrow_mut().acknowledge(*at, *len, stamp);
             }
         }
-        self.done((at, len));
     }
 
     async fn flush(&self) {
@@ -339,13 +377,10 @@ fn run(seed: u64, rules: Rules) -> Result<(), String> {
     // the logs that the last life and the one before left
     let (mut last_log, mut stale_log) = (None, None::<Vec<u8>>);
     let snapshots = rng.between(0, 1) == 0;
+    let capacity = if snapshots || rng.between(0, 1) == 0 { ByteCount::mib(400) } else { SMALL };
     for life in 0..LIVES {
         let (executor, world) = SimWorld::restart(rng.next_u64(), survivors);
-        let space = world
-            .spaces()
-            .into_iter()
-            .next()
-            .unwrap_or_else(|| world.add_space(ByteCount::mib(400)));
+        let space = world.spaces().into_iter().next().unwrap_or_else(|| world.add_space(capacity));
         if record.is_none() {
             let new = create::dynamic(
                 Uuid::from_u128(1),
@@ -435,6 +470,10 @@ fn run(seed: u64, rules: Rules) -> Result<(), String> {
         if flush_fails {
             space.faults().fail_flush(rng.between(2, 12));
         }
+        let write_fails = rng.between(0, 5) == 0;
+        if write_fails {
+            space.faults().fail_write(rng.between(1, 40));
+        }
         let life_state = Rc::new(Life {
             world: world.clone(),
             space: space.clone(),
@@ -444,11 +483,13 @@ fn run(seed: u64, rules: Rules) -> Result<(), String> {
             next_value: Rc::clone(&next_value),
             busy: RefCell::default(),
             snapshots,
+            ended: Cell::new(0),
             violation: RefCell::default(),
         });
         world.halt_at(world.events() + rng.between(1, 700));
         let guests = async {
-            join_all((0..GUESTS).map(|_| life_state.guest())).await;
+            let all = pin!(join_all((0..GUESTS).map(|_| life_state.guest())));
+            drop(select(all, pin!(life_state.make_space())).await);
             disk.close().await
         };
         let ended = executor.run_until_halt(guests);
@@ -472,8 +513,8 @@ fn run(seed: u64, rules: Rules) -> Result<(), String> {
             }
             Some(Err(error)) => return Err(format!("life {life}: close: {error}")),
             // what a failed flush covered may be seen by the next process and yet be lost later:
-            // nothing can be promised about it
-            None if flush_fails || rng.between(0, 1) == 0 => Crash::Cut,
+            // nothing can be promised about it; a failed write may have been one of a flush
+            None if flush_fails || write_fails || rng.between(0, 1) == 0 => Crash::Cut,
             None => Crash::Kill,
         };
         // a volume that was closed keeps its content over a cut as well
