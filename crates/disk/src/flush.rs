@@ -61,6 +61,19 @@ pub(crate) struct Flushes {
     ended: Event,
 }
 
+impl Flushes {
+    /// Fails once a flush has failed (rule D7).
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.poisoned.get() {
+            return Err(IoError::new(
+                IoErrorKind::Poisoned,
+                "an earlier flush failed: reconnect the volume, and check what was written since",
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// The metadata of one moment, on its way to the disk.
 struct FrozenMeta {
     file: Rc<dyn BlockFile>,
@@ -89,12 +102,7 @@ impl Inner {
         // the one that runs may have begun before our writes ended
         let wanted = flushes.started.get() + 1;
         loop {
-            if flushes.poisoned.get() {
-                return Err(IoError::new(
-                    IoErrorKind::Poisoned,
-                    "an earlier flush failed: reconnect the volume, and check what was written since",
-                ));
-            }
+            flushes.check()?;
             if flushes.done.get() >= wanted {
                 return Ok(());
             }
@@ -112,6 +120,8 @@ impl Inner {
                 flushes.done.set(number);
             } else if self.rules.d7_poison {
                 flushes.poisoned.set(true);
+                // nothing becomes free any more: who is held for want of space is told
+                self.space_freed.notify();
             }
             flushes.ended.notify();
             outcome?;

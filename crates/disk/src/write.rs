@@ -183,6 +183,8 @@ impl Inner {
     /// Makes free what was dropped and is not free yet. That takes a flush (rule D6), and the guest may
     /// send none before the very write ended that waits for the space. False: nothing was dropped.
     async fn reclaim(self: &Rc<Self>) -> Result<bool> {
+        // without flushes nothing becomes free: to hold a request then would hide the failure
+        self.flushes.check()?;
         let dropped = self.state.borrow().space.has_dropped();
         if !dropped && self.settling.get() == 0 {
             return Ok(false);

@@ -237,6 +237,28 @@ fn n2_a_leaf_that_keeps_its_space_asks_a_full_store_for_nothing() {
     });
 }
 
+#[test]
+fn d7_after_a_failed_flush_no_write_is_held_for_space() {
+    let (executor, world) = SimWorld::start(2);
+    executor.block_on(async {
+        let space = world.add_space(ByteCount::mib(3));
+        let base = layer(&space, 1, 16 * BLOCK, None).await;
+        let disk = open(&world, vec![base], Rules::all()).await;
+        write(&disk, 0, 1, 4096).await;
+        let mut waits = disk.submit(writing(3 * BLOCK, 2, 4096));
+        while disk.stats().held == 0 {
+            assert!(poll!(&mut waits).is_pending());
+            world.delay(Duration::ZERO, Duration::from_micros(50)).await;
+        }
+        space.faults().fail_flush(1);
+        disk.submit(Request::Flush).await.unwrap_err();
+        assert_eq!(waits.await.unwrap_err().kind, IoErrorKind::Poisoned);
+        let error = disk.submit(writing(4 * BLOCK, 2, 4096)).await.unwrap_err();
+        assert_eq!(error.kind, IoErrorKind::Poisoned, "{error}");
+        write(&disk, 0, 3, 4096).await;
+    });
+}
+
 /// A disk of the largest size, whose blocks stand as `place` says: first sectors of their metadata.
 /// `without` have none.
 async fn largest_disk(
