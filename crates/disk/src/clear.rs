@@ -146,7 +146,10 @@ impl Inner {
         let Clearing { how, effort } = clearing;
         let request = Request::Clear { range, how, effort, durability: Durability::Cached };
         match entry.file.submit(request).await {
-            Ok(()) => self.publish(piece, entry.place).await.map(|()| true),
+            Ok(()) => {
+                self.flushes.note_data();
+                self.publish(piece, entry.place).await.map(|()| true)
+            }
             Err(error) if error.kind == IoErrorKind::NoSpace => {
                 drop(entry);
                 self.find_space(caller).await?;

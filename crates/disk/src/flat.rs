@@ -77,7 +77,9 @@ impl Inner {
             self.back(ByteRange { start: at, len: from.count() }, caller).await?;
             let Some((writer, file)) = self.enter_flat(caller).await? else { return Ok(false) };
             let durability = Durability::Cached;
-            match file.submit(Request::Write { at, from: from.clone(), durability }).await {
+            let written = file.submit(Request::Write { at, from: from.clone(), durability }).await;
+            self.flushes.note_data();
+            match written {
                 // a discard made a hole of it again
                 Err(error) if error.kind == IoErrorKind::NoSpace => {
                     drop(writer);
@@ -108,7 +110,9 @@ impl Inner {
             }
             let Clearing { how, effort } = clearing;
             let durability = Durability::Cached;
-            match file.submit(Request::Clear { range, how, effort, durability }).await {
+            let cleared = file.submit(Request::Clear { range, how, effort, durability }).await;
+            self.flushes.note_data();
+            match cleared {
                 Err(error) if error.kind == IoErrorKind::NoSpace => {
                     drop(writer);
                     self.find_space(caller).await?;

@@ -8,7 +8,8 @@
 //!   empty the frozen half of the log; clear dropped places, then let them be used again (D6)
 //! ```
 //!
-//! One flush runs at a time; whoever asks while one runs shares the next.
+//! One flush runs at a time; whoever asks while one runs shares the next. Overwritten data needs the
+//! first barrier only, and a flush after nothing was written none.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -52,13 +53,30 @@ impl Dirty {
 }
 
 /// Which flush runs, and which are over.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Flushes {
+    /// Data reached the leaf since the last flush froze its metadata. Set when a write has ended, not
+    /// when it begins: the barrier of a flush that runs meanwhile may not cover it. Set from the
+    /// start: a process that died here may have left writes that it acknowledged.
+    unflushed: Cell<bool>,
     started: Cell<u64>,
     done: Cell<u64>,
     running: Cell<bool>,
     poisoned: Cell<bool>,
     ended: Event,
+}
+
+impl Default for Flushes {
+    fn default() -> Self {
+        Self {
+            unflushed: Cell::new(true),
+            started: Cell::new(0),
+            done: Cell::new(0),
+            running: Cell::new(false),
+            poisoned: Cell::new(false),
+            ended: Event::default(),
+        }
+    }
 }
 
 impl Flushes {
@@ -71,6 +89,11 @@ impl Flushes {
             ));
         }
         Ok(())
+    }
+
+    /// A write or a clear of the leaf's data has ended; its caller does not know yet.
+    pub(crate) fn note_data(&self) {
+        self.unflushed.set(true);
     }
 }
 
@@ -118,8 +141,9 @@ impl Inner {
             flushes.running.set(false);
             if outcome.is_ok() {
                 flushes.done.set(number);
-            } else if self.rules.d7_poison {
-                flushes.poisoned.set(true);
+            } else {
+                flushes.unflushed.set(true);
+                flushes.poisoned.set(self.rules.d7_poison);
                 // nothing becomes free any more: who is held for want of space is told
                 self.space_freed.notify();
             }
@@ -134,6 +158,10 @@ impl Inner {
             let state = &mut *guard;
             (state.freeze(), Rc::clone(&state.chain.leaf().file))
         };
+        // nothing was changed since the last barrier: the disk has it all
+        if !self.flushes.unflushed.replace(false) && frozen.is_none() {
+            return Ok(());
+        }
         let Some(frozen) = frozen else { return file.submit(Request::Flush).await };
         // from here on: whoever looks for space must know that some is to come
         self.settling.set(self.settling.get() + frozen.dropped.len());

@@ -81,8 +81,13 @@ impl Inner {
             let at = file_offset(entry.place.data().plus(u64::from(piece.from)));
             let request = Request::Write { at, from: data.clone(), durability: Durability::Cached };
             match entry.file.submit(request).await {
-                Ok(()) => return self.publish(piece, entry.place).await,
+                Ok(()) => {
+                    self.flushes.note_data();
+                    return self.publish(piece, entry.place).await;
+                }
                 Err(error) => {
+                    // a part of it may have landed
+                    self.flushes.note_data();
                     self.expose(piece, entry.place).await?;
                     if error.kind != IoErrorKind::NoSpace {
                         return Err(error);

@@ -12,7 +12,7 @@ use image::{ParentRef, SectorCount, Timestamp, Uuid, create};
 use io::sim::{SimSpace, SimWorld};
 use io::{
     BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, Clear, DeviceInfo, Durability,
-    Effort, Extent, ExtentKind, Io, IoBuf, IoErrorKind, Request,
+    Effort, Extent, ExtentKind, Io, IoBuf, IoErrorKind, Request, Result,
 };
 
 const BLOCK: u64 = 2 << 20;
@@ -459,7 +459,7 @@ impl BlockDevice for Stalling {
         self.file.info()
     }
 
-    fn submit(&self, request: Request) -> Io<'_, io::Result<()>> {
+    fn submit(&self, request: Request) -> Io<'_, Result<()>> {
         Box::pin(async move {
             while self.stalled.get() && matches!(request, Request::Write { .. }) {
                 self.world.delay(Duration::from_millis(100), Duration::from_millis(100)).await;
@@ -468,21 +468,21 @@ impl BlockDevice for Stalling {
         })
     }
 
-    fn extents(&self, range: ByteRange) -> Io<'_, io::Result<Vec<Extent>>> {
+    fn extents(&self, range: ByteRange) -> Io<'_, Result<Vec<Extent>>> {
         self.file.extents(range)
     }
 }
 
 impl BlockFile for Stalling {
-    fn reserve(&self, range: ByteRange) -> Io<'_, io::Result<()>> {
+    fn reserve(&self, range: ByteRange) -> Io<'_, Result<()>> {
         self.file.reserve(range)
     }
 
-    fn truncate(&self, len: ByteCount) -> Io<'_, io::Result<()>> {
+    fn truncate(&self, len: ByteCount) -> Io<'_, Result<()>> {
         self.file.truncate(len)
     }
 
-    fn used(&self) -> Io<'_, io::Result<ByteCount>> {
+    fn used(&self) -> Io<'_, Result<ByteCount>> {
         self.file.used()
     }
 }
@@ -667,5 +667,75 @@ fn the_whole_disk_is_discarded_in_one_request_and_others_run_beside_it() {
         disk.close().await.unwrap();
         let used = space.used();
         assert!(used.0 < 32 << 20, "{used:?} of space are still taken");
+    });
+}
+
+/// A layer file that counts its barriers.
+struct Counted {
+    file: Rc<dyn BlockFile>,
+    barriers: Cell<u32>,
+}
+
+impl BlockDevice for Counted {
+    fn info(&self) -> DeviceInfo {
+        self.file.info()
+    }
+    fn submit(&self, request: Request) -> Io<'_, Result<()>> {
+        if matches!(request, Request::Flush) {
+            self.barriers.set(self.barriers.get() + 1);
+        }
+        self.file.submit(request)
+    }
+    fn extents(&self, range: ByteRange) -> Io<'_, Result<Vec<Extent>>> {
+        self.file.extents(range)
+    }
+}
+
+impl BlockFile for Counted {
+    fn reserve(&self, range: ByteRange) -> Io<'_, Result<()>> {
+        self.file.reserve(range)
+    }
+    fn truncate(&self, len: ByteCount) -> Io<'_, Result<()>> {
+        self.file.truncate(len)
+    }
+    fn used(&self) -> Io<'_, Result<ByteCount>> {
+        self.file.used()
+    }
+}
+
+#[test]
+fn a_flush_makes_no_more_barriers_than_what_was_written_needs() {
+    let (executor, world) = SimWorld::start(13);
+    executor.block_on(async {
+        let space = world.add_space(ByteCount::mib(256));
+        let base = layer(&space, 1, 16 * BLOCK, None).await;
+        let leaf = layer(&space, 2, 16 * BLOCK, Some(1)).await;
+        let leaf = Rc::new(Counted { file: leaf, barriers: Cell::new(0) });
+        let files = vec![base, Rc::clone(&leaf) as Rc<dyn BlockFile>];
+        let disk = open(&world, files, Rules::all()).await;
+        let barriers = async || {
+            let before = leaf.barriers.get();
+            disk.submit(Request::Flush).await.unwrap();
+            leaf.barriers.get() - before
+        };
+        // what another process may have left is not known
+        assert_eq!([barriers().await, barriers().await], [1, 0], "just opened");
+        write(&disk, 0, 1, 4096).await;
+        assert_eq!([barriers().await, barriers().await], [3, 0], "a block: data, bitmap, table");
+        write(&disk, 8192, 2, 4096).await;
+        assert_eq!([barriers().await, barriers().await], [2, 0], "sectors: data, bitmap");
+        write(&disk, 8192, 3, 4096).await;
+        assert_eq!([barriers().await, barriers().await], [1, 0], "nothing but data");
+        clear(&disk, 8192, 4096).await;
+        assert_eq!([barriers().await, barriers().await], [1, 0], "cleared in place");
+        read(&disk, 0, 8192).await;
+        assert_eq!(barriers().await, 0, "reads change nothing");
+        // a write that ends while a flush runs is not covered by it
+        let writing = write(&disk, 8192, 4, 4096);
+        let flushing = disk.submit(Request::Flush);
+        let ((), flushed) = futures_util::join!(writing, flushing);
+        flushed.unwrap();
+        assert_eq!([barriers().await, barriers().await], [1, 0], "the write came after");
+        disk.close().await.unwrap();
     });
 }
