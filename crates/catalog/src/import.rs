@@ -43,6 +43,10 @@ pub struct NewImport {
 
 /// What comes next of a layer.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time, and its 2 MiB are on the heap anyway"
+)]
 pub enum Next {
     /// This.
     Chunk(Chunk),
@@ -93,12 +97,11 @@ impl Catalog {
         let built = async {
             progress.phase("importing", whole);
             let mut before = 0;
-            for at in 0..layers.len() {
+            for (at, layer) in layers.iter().enumerate() {
                 let new = begun.intent.creates[at];
-                let size = self
-                    .fill_layer(&new, kind, layers[at].size, at, from, before, progress)
-                    .await?;
-                if layers[at].size.is_none() {
+                let size =
+                    self.fill_layer(&new, kind, layer.size, at, from, before, progress).await?;
+                if layer.size.is_none() {
                     // The intent on the datastore undoes by the layer's name; its size is only told here.
                     begun.intent.creates[at].size = size;
                     begun.puts[0].size = size;
@@ -238,8 +241,8 @@ fn check_layers(layers: &[IncomingLayer]) -> Result<()> {
         }
     }
     let sizes: Vec<u64> = layers.iter().filter_map(|layer| Some(layer.size?.0)).collect();
-    if let Some([parent, child]) = sizes.array_windows::<2>().find(|[parent, child]| parent > child)
-    {
+    let mut pairs = sizes.iter().zip(sizes.iter().skip(1));
+    if let Some((parent, child)) = pairs.find(|(parent, child)| parent > child) {
         let message = format!("a layer of {child} bytes stands on one of {parent} bytes");
         return Err(CatalogError::new(Code::BadSize, message)
             .hint("volumes only grow; make the child at least as large where it was made"));

@@ -272,7 +272,6 @@ fn chains_of_xen_and_virtualbox() -> Result<()> {
         block: 64 << 10,
         gap: 1024,
         locators: vec![Locator::wide(Platform::AbsolutePath, ".\\b.vhd")],
-        ..Foreign::default()
     };
     leaf.write(&dir.join("{c}.vhd"), &runs)?;
     apply(&mut disk, size, &runs)?;

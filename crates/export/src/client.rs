@@ -293,7 +293,7 @@ impl NbdClient {
             match head.kind {
                 chunk::BLOCK_STATUS => {
                     let length = head.length as usize;
-                    if length < 12 || length > 4 + 8 * MAX_DESCRIPTORS {
+                    if !(12..=4 + 8 * MAX_DESCRIPTORS).contains(&length) {
                         return Err(protocol("an answer about blocks has no length of one"));
                     }
                     let mut data = vec![0; length];

@@ -10,7 +10,7 @@ use crate::{Footer, Kind};
 
 /// Bytes of a file's start that [`sniff`] wants, fewer where the file is shorter: a VMDK's descriptor
 /// is within them wherever QEMU looks for it.
-pub const HEAD: u64 = 64 << 10;
+pub const HEAD: usize = 64 << 10;
 
 /// A file format, as far as it is told apart.
 #[derive(Clone, Debug, PartialEq, Eq)]

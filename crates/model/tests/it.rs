@@ -255,11 +255,18 @@ fn every_cell_of_the_capabilities() {
     assert_eq!(table.len(), Op::ALL.len() * 3 * 2 * 2);
     for cell in table {
         let reserving = cell.kind != VolumeKind::Thin;
-        let makes = [Op::VolumeCreate, Op::VolumeCopy, Op::VolumeConvert, Op::TemplateDeploy];
+        let makes = [
+            Op::VolumeCreate,
+            Op::VolumeCopy,
+            Op::VolumeConvert,
+            Op::VolumeImport,
+            Op::TemplateDeploy,
+        ];
         let offline = [
             Op::VolumeResize,
             Op::VolumeConvert,
             Op::VolumeDelete,
+            Op::VolumeExport,
             Op::SnapshotDelete,
             Op::SnapshotRevert,
             Op::TemplateCreate,

@@ -104,6 +104,11 @@ impl DataDir {
         self.root.join("node").join(name)
     }
 
+    /// Where the metadata logs stand.
+    pub(crate) fn logs(&self) -> &Path {
+        &self.logs
+    }
+
     /// The metadata log of a volume.
     pub(crate) fn log(&self, volume: Uuid) -> PathBuf {
         self.logs.join(format!("{volume}.log"))

@@ -105,22 +105,24 @@ impl Progress for CancelAfter {
     }
 }
 
-/// Layers to import: of each its size, its snapshot, and sectors with their byte. Fails after so many
-/// chunks.
+/// A layer to import: its size, its snapshot, and sectors with their byte.
+pub(crate) type FakeLayer = (u64, Option<&'static str>, Vec<(u64, u8)>);
+
+/// Layers to import; the source fails after so many chunks.
 pub(crate) struct FakeLayers {
-    pub(crate) layers: Vec<(u64, Option<&'static str>, Vec<(u64, u8)>)>,
+    pub(crate) layers: Vec<FakeLayer>,
     pub(crate) fails_after: usize,
     next: Vec<usize>,
 }
 
 impl FakeLayers {
-    pub(crate) fn new(layers: Vec<(u64, Option<&'static str>, Vec<(u64, u8)>)>) -> Self {
+    pub(crate) fn new(layers: Vec<FakeLayer>) -> Self {
         let next = vec![0; layers.len()];
         Self { layers, fails_after: usize::MAX, next }
     }
 
     pub(crate) fn import(&self, name: &str, kind: VolumeKind, sized: bool) -> NewImport {
-        let layer = |(size, snapshot, _): &(u64, Option<&'static str>, Vec<(u64, u8)>)| {
+        let layer = |(size, snapshot, _): &FakeLayer| {
             let size = sized.then_some(ByteCount(*size));
             IncomingLayer { size, snapshot: snapshot.map(str::to_owned) }
         };

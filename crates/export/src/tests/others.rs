@@ -11,6 +11,9 @@ use crate::wire::{
 };
 use crate::{NbdAddress, NbdClient, NbdError, NbdResult};
 
+/// What a server sends as the answer to the request with this cookie.
+type Lie = fn(&mut TcpStream, [u8; 8]);
+
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// A server that runs `answer` on its one connection.
@@ -79,7 +82,7 @@ fn chunk_head(kind: u16, done: bool, cookie: [u8; 8], length: u32) -> Vec<u8> {
     .concat()
 }
 
-fn read(structured: bool, answer: fn(&mut TcpStream, [u8; 8])) -> NbdResult<Vec<u8>> {
+fn read(structured: bool, answer: Lie) -> NbdResult<Vec<u8>> {
     let (address, thread) = server(move |stream| {
         greet(stream, structured);
         let cookie = request(stream);
@@ -116,7 +119,7 @@ fn honest_answers_in_every_form() {
 
 #[test]
 fn lies_end_in_errors() {
-    let lies: [(bool, fn(&mut TcpStream, [u8; 8])); 8] = [
+    let lies: [(bool, Lie); 8] = [
         (false, |stream, _| put(stream, &[b"garbage garbage!"])),
         (false, |stream, _| put(stream, &[&SIMPLE_REPLY_MAGIC.to_be_bytes(), &[0; 12]])),
         (false, |stream, cookie| {

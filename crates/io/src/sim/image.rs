@@ -285,6 +285,8 @@ impl Layers {
 
     /// A finished flush: changes up to `upto` are durable.
     pub(super) fn flushed(&mut self, upto: u64) {
+        // First: a cut-off takes what stood there, not what was written there after it.
+        self.settle_length(upto);
         let durable = &mut self.durable;
         self.history.retain(|page, changes| {
             changes.retain(|change| {
@@ -296,7 +298,6 @@ impl Layers {
             });
             !changes.is_empty()
         });
-        self.settle_length(upto);
     }
 
     fn settle_length(&mut self, upto: u64) {

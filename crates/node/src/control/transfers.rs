@@ -318,22 +318,18 @@ impl Control {
         to: mpsc::Sender<Part>,
         progress: Rc<Progress>,
     ) -> Outcome<Value> {
-        let mut sink = stream::Sink(to);
-        let sent = async {
-            let (store, _, source) = self.source(id, snapshot.as_ref())?;
-            let mut point = store.catalog()?.read_point(source).await.map_err(catalog_problem)?;
-            let format = flat(format).expect("asked before the task began");
-            let (uuid, now) = (Uuid::new_v4(), now().unix_ms());
-            let sent = point.send(&mut sink, format, uuid, now, &*progress).await;
-            sent.map_err(|error| catalog_problem(error.during("cannot export")))?;
-            Ok(json!({ "size": point.size() }))
-        }
-        .await;
-        if let Err(problem) = &sent {
-            let problem: &Problem = problem;
-            sink.fail(&problem.detail);
-        }
-        sent
+        let mut sink = stream::Sink::new(&self.ring, to, Rc::clone(&progress));
+        let (store, _, source) = self.source(id, snapshot.as_ref())?;
+        let mut point = store.catalog()?.read_point(source).await.map_err(catalog_problem)?;
+        let format = flat(format).expect("asked before the task began");
+        let (uuid, now) = (Uuid::new_v4(), now().unix_ms());
+        let sent = point.send(&mut sink, format, uuid, now, &*progress).await;
+        let sent = match sent {
+            Ok(()) => sink.finish().await,
+            Err(error) => Err(error),
+        };
+        sent.map_err(|error| catalog_problem(error.during("cannot export")))?;
+        Ok(json!({ "size": point.size() }))
     }
 
     async fn write_branches(
@@ -447,7 +443,8 @@ impl Control {
 
     /// Directories that belong to the node itself or to a datastore.
     fn out_of_bounds(&self) -> Vec<PathBuf> {
-        let mut dirs = vec![self.shared.data.root().to_owned()];
+        let data = &self.shared.data;
+        let mut dirs = vec![data.root().to_owned(), data.logs().to_owned()];
         dirs.extend(self.all_stores().iter().map(|store| store.entry.dir.clone()));
         dirs.into_iter().map(|dir| dir.canonicalize().unwrap_or(dir)).collect()
     }

@@ -367,7 +367,7 @@ async fn download(
             return Err(problem.into());
         }
     }
-    let parts = streams::iter(first).chain(parts).map(|part| part.map_err(std::io::Error::other));
+    let parts = stream::received(streams::iter(first).chain(parts));
     let mut response = Response::new(Body::from_stream(parts));
     let kind = HeaderValue::from_static("application/octet-stream");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);

@@ -117,7 +117,7 @@ fn missing(child: &Path, what: &str, tried: &[String]) -> CatalogError {
 }
 
 fn check_sizes(base_first: &[Member]) -> Result<()> {
-    for [parent, child] in base_first.array_windows::<2>() {
+    for (parent, child) in base_first.iter().zip(base_first.iter().skip(1)) {
         if child.disk.size < parent.disk.size {
             let message = format!(
                 "{}: it has {} bytes and its parent {} has {}",

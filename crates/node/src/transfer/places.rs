@@ -181,8 +181,13 @@ impl Places {
         let parent = real.map_err(|error| system(&shown, "write", &error))?;
         let target = parent.join(&name);
         self.check(&target, out_of_bounds)?;
-        may_replace(&target, force && !folder)?;
+        let at = target.clone();
+        self.ring.run_blocking(move || may_replace(&at, force && !folder)).await?;
         let temporary = parent.join(format!(".{name}.{}.part", Uuid::new_v4()));
+        if temporary.to_str().is_none() {
+            let detail = format!("The folder of '{shown}' has a name that is not UTF-8.");
+            return Err(Problem::new(Code::BadRequest, detail));
+        }
         self.left.borrow_mut().insert(temporary.clone());
         self.save().await?;
         crash::point("export-recorded");

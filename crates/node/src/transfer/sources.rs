@@ -231,7 +231,7 @@ pub(crate) async fn open_vhd(file: &FileDevice) -> Result<LayerImage> {
 /// The first and the last bytes of a file, as far as there are any.
 pub(crate) async fn ends(file: &FileDevice) -> Result<(Vec<u8>, Vec<u8>)> {
     let len = file.info().size.0;
-    let mut head = vec![0; as_len(len.min(image::HEAD))];
+    let mut head = vec![0; as_len(len.min(image::HEAD as u64))];
     read(file, 0, &mut head).await?;
     let mut tail = vec![0; as_len(len.min(SECTOR))];
     read(file, len - tail.len() as u64, &mut tail).await?;

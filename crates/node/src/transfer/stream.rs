@@ -36,7 +36,8 @@ const MAX_PREFIX: u64 = 64 << 20;
 /// Largest block of a VHD that is read from a stream.
 const MAX_BLOCK: u32 = 64 << 11;
 
-/// What a sender's connection brings.
+/// What goes between a connection and a task. An empty part is the end: a side that merely vanishes has
+/// not sent all, and must not be taken for one that has.
 pub(crate) type Part = std::result::Result<Bytes, String>;
 
 /// A disk that comes in.
@@ -109,12 +110,17 @@ impl Stream {
         loop {
             let look = self.ring.local().sleep(LOOK);
             match select(self.parts.next(), std::pin::pin!(look)).await {
-                Either::Left((Some(Ok(bytes)), _)) => return Ok(Some(bytes)),
+                Either::Left((Some(Ok(bytes)), _)) => {
+                    return Ok((!bytes.is_empty()).then_some(bytes));
+                }
                 Either::Left((Some(Err(why)), _)) => {
                     let message = format!("the stream was cut off: {why}");
                     return Err(CatalogError::new(Code::Io, message));
                 }
-                Either::Left((None, _)) => return Ok(None),
+                Either::Left((None, _)) => {
+                    let message = "the stream was cut off: its sender has gone";
+                    return Err(CatalogError::new(Code::Io, message));
+                }
                 Either::Right(_) if self.progress.cancelled() => {
                     let message = "it was cancelled; nothing of it is left";
                     return Err(CatalogError::new(Code::Cancelled, message));
@@ -153,7 +159,7 @@ impl Stream {
         if taken.len() == len {
             return Ok(taken);
         }
-        Err(damaged(format!("it ends after {} bytes, in the middle", self.at)))
+        Err(damaged(format_args!("it ends after {} bytes, in the middle", self.at)))
     }
 
     /// Leaves out everything up to byte `to`.
@@ -166,9 +172,8 @@ impl Stream {
     }
 
     async fn start(&mut self) -> Result<State> {
-        self.fill(image::HEAD as usize).await?;
-        let head: Vec<u8> =
-            self.buffer.iter().flatten().copied().take(image::HEAD as usize).collect();
+        self.fill(image::HEAD).await?;
+        let head: Vec<u8> = self.buffer.iter().flatten().copied().take(image::HEAD).collect();
         let flat = State::Flat { block: 0, end: None };
         let known = sniff(&head, &[]);
         match (self.format, &known) {
@@ -191,8 +196,8 @@ impl Stream {
     /// The headers and the table of a dynamic VHD.
     async fn blocks(&mut self) -> Result<State> {
         let head = self.exactly(Footer::LEN).await?;
-        let footer = Footer::decode(head.first_chunk().expect("a footer's length"))
-            .map_err(|error| damaged(error.to_string()))?;
+        let footer =
+            Footer::decode(head.first_chunk().expect("a footer's length")).map_err(damaged)?;
         if footer.kind != Kind::Dynamic {
             let message = "it is a differencing disk and needs its parents";
             return Err(CatalogError::new(Code::Unsupported, message)
@@ -208,12 +213,12 @@ impl Stream {
         self.skip_to(footer.data_offset).await?;
         let bytes = self.exactly(DynamicHeader::LEN).await?;
         let header = DynamicHeader::decode(bytes.first_chunk().expect("a header's length"))
-            .map_err(|error| damaged(error.to_string()))?;
+            .map_err(damaged)?;
         let (size, block_sectors) = (footer.size(), header.block_sectors());
         let entries = size.0.div_ceil(u64::from(block_sectors));
         let table = entries.saturating_mul(bat::ENTRY);
         if entries > u64::from(header.entries) || size.0 == 0 {
-            return Err(damaged(format!("its table has {} entries", header.entries)));
+            return Err(damaged(format_args!("its table has {} entries", header.entries)));
         }
         if header.table_offset < self.at
             || header.table_offset.saturating_add(table) > MAX_PREFIX
@@ -280,12 +285,12 @@ impl Stream {
             Some(footer) => {
                 let (size, data) = (footer.size().bytes(), total - Footer::LEN as u64);
                 if size > data || size < start {
-                    return Err(damaged(format!("its footer says {size} bytes, {data} came")));
+                    return Err(damaged(format_args!("its footer says {size} bytes, {data} came")));
                 }
                 Ok(size)
             }
             None if self.format == ImportFormat::Vhd => {
-                Err(damaged("it has no VHD footer at its start or end".into()))
+                Err(damaged("it has no VHD footer at its start or end"))
             }
             None => Ok(total.next_multiple_of(SECTOR)),
         }
@@ -308,7 +313,7 @@ impl Stream {
                 return Ok(Next::End);
             };
             if entry.bytes() < self.at {
-                return Err(damaged(format!("{block:?} overlaps what stands before it")));
+                return Err(damaged(format_args!("{block:?} overlaps what stands before it")));
             }
             self.skip_to(entry.bytes()).await?;
             let length = image.bitmap_sectors() as usize * 512;
@@ -368,7 +373,7 @@ fn whole(block: u32, mut bytes: Vec<u8>) -> Next {
     Next::Chunk(Chunk { block, bytes, owned })
 }
 
-fn damaged(problem: String) -> CatalogError {
+fn damaged(problem: impl std::fmt::Display) -> CatalogError {
     CatalogError::new(Code::Corrupt, format!("the stream: {problem}"))
 }
 
@@ -391,27 +396,68 @@ impl Incoming for Stream {
 }
 
 /// An export on its way to whoever asked for it.
-pub(crate) struct Sink(pub(crate) mpsc::Sender<Part>);
+pub(crate) struct Sink {
+    ring: Ring,
+    to: mpsc::Sender<Part>,
+    progress: Rc<Progress>,
+}
 
 impl catalog::Outgoing for Sink {
     fn put(&mut self, bytes: Vec<u8>) -> Io<'_, Result<()>> {
-        Box::pin(async move {
-            let ready = std::future::poll_fn(|cx| self.0.poll_ready(cx)).await;
-            if ready.is_err() || self.0.start_send(Ok(bytes.into())).is_err() {
-                let message = "whoever asked for it takes no more of it";
-                return Err(CatalogError::new(Code::Io, message));
-            }
-            Ok(())
-        })
+        Box::pin(self.send(bytes.into()))
     }
 }
 
 impl Sink {
-    /// Lets the other side know that what it has is not all.
-    pub(crate) fn fail(mut self, why: &str) {
-        // one that has gone needs no telling, and one that is behind finds the stream cut off
-        drop(self.0.try_send(Err(why.to_owned())));
+    pub(crate) fn new(ring: &Ring, to: mpsc::Sender<Part>, progress: Rc<Progress>) -> Self {
+        Self { ring: ring.clone(), to, progress }
     }
+
+    /// Says that this was all.
+    pub(crate) async fn finish(mut self) -> Result<()> {
+        self.send(Bytes::new()).await
+    }
+
+    /// Waits for room, also for a reader that is silent, and ends with a cancel.
+    async fn send(&mut self, bytes: Bytes) -> Result<()> {
+        loop {
+            let room = {
+                let look = self.ring.local().sleep(LOOK);
+                let room = std::future::poll_fn(|cx| self.to.poll_ready(cx));
+                match select(room, std::pin::pin!(look)).await {
+                    Either::Left((ready, _)) => Some(ready.is_ok()),
+                    Either::Right(_) => None,
+                }
+            };
+            match room {
+                Some(true) if self.to.start_send(Ok(bytes.clone())).is_ok() => return Ok(()),
+                Some(_) => {
+                    let message = "whoever asked for it takes no more of it";
+                    return Err(CatalogError::new(Code::Io, message));
+                }
+                None if self.progress.cancelled() => {
+                    let message = "it was cancelled; what was sent is not whole";
+                    return Err(CatalogError::new(Code::Cancelled, message));
+                }
+                None => {}
+            }
+        }
+    }
+}
+
+/// Takes the parts of an export; one that vanishes ends in an error.
+pub(crate) fn received(
+    parts: impl futures_util::Stream<Item = Part> + Unpin + Send + 'static,
+) -> impl futures_util::Stream<Item = std::io::Result<Bytes>> + Send + 'static {
+    futures_util::stream::unfold(Some(parts), |parts| async move {
+        let mut parts = parts?;
+        match parts.next().await {
+            Some(Ok(bytes)) if bytes.is_empty() => None,
+            Some(Ok(bytes)) => Some((Ok(bytes), Some(parts))),
+            Some(Err(why)) => Some((Err(std::io::Error::other(why)), None)),
+            None => Some((Err(std::io::Error::other("the export failed")), None)),
+        }
+    })
 }
 
 /// Hands a sender's parts over, as fast as they are taken.
@@ -419,12 +465,16 @@ pub(crate) async fn pump<E: std::fmt::Display>(
     mut body: impl futures_util::Stream<Item = std::result::Result<Bytes, E>> + Unpin,
     mut to: mpsc::Sender<Part>,
 ) {
-    while let Some(part) = body.next().await {
-        let part = part.map_err(|error| error.to_string());
-        let cut_off = part.is_err();
+    loop {
+        let part = match body.next().await {
+            Some(Ok(part)) if part.is_empty() => continue,
+            Some(part) => part.map_err(|error| error.to_string()),
+            None => Ok(Bytes::new()),
+        };
+        let last = part.as_ref().map_or(true, Bytes::is_empty);
         let ready = std::future::poll_fn(|cx| to.poll_ready(cx)).await;
         // nobody takes it any more: the import has ended, and its task says why
-        if ready.is_err() || to.start_send(part).is_err() || cut_off {
+        if ready.is_err() || to.start_send(part).is_err() || last {
             return;
         }
     }
