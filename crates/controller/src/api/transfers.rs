@@ -38,14 +38,13 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     responses((status = 202, body = Task), (status = 200, body = Task),
         (status = "default", body = Problem, content_type = "application/problem+json")))]
 async fn import(
+    _: May<Operate>,
     who: Who,
     State(app): State<Arc<App>>,
     Query(wait): Query<Wait>,
     Json(mut request): Json<ImportVolume>,
 ) -> Answer<Accepted> {
-    if request.source == "-" {
-        who.may::<Operate>()?;
-    } else {
+    if request.source != "-" {
         who.may::<ManageStorage>()?;
     }
     let datastore: Datastore = app.find(&request.datastore).await?;

@@ -126,7 +126,11 @@ fn needed(method: &str, path: &str) -> Permission {
             Permission::Administer
         }
         ("post", "/api/v1/system/down") => Permission::Administer,
+        // its content, not what it is like
+        ("get", "/api/v1/volumes/{volume}/data") => Permission::Operate,
         ("get", _) => Permission::Read,
+        // files of the node's host
+        ("post", "/api/v1/volumes/{volume}/export") => Permission::ManageStorage,
         (_, path) if path.starts_with("/api/v1/datastores") => Permission::ManageStorage,
         _ => Permission::Operate,
     }
