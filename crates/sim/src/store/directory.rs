@@ -108,6 +108,10 @@ impl SimDirectory {
     pub fn restart(space: &SimSpace, names: SimNames) -> Self {
         let now = space.world().local().now();
         let lingering = names.lingering.into_iter().map(|(file, time)| (file, now + time));
+        // a power cut may bring back what was punched, though its space is used again: a file system
+        // journals both in one order, and never holds more than fits
+        let least = ByteCount(space.used().0 + names.head_room.0);
+        let capacity = names.capacity.max(least);
         let state = State {
             space: space.clone(),
             identity: names.identity,
@@ -119,7 +123,7 @@ impl SimDirectory {
             ),
             fail_sync: Countdown::default(),
             slots: RefCell::new(names.slots),
-            capacity: Cell::new(names.capacity),
+            capacity: Cell::new(capacity),
             head_room: names.head_room,
             handles: RefCell::default(),
             lingering: lingering.collect(),
