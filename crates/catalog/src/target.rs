@@ -12,7 +12,7 @@ use std::rc::Rc;
 use image::{
     BLOCK_BYTES, BLOCK_SECTORS, Bitmap, Kind, NewImage, SECTOR, Sector, bat, create, headers_for,
 };
-use io::{BlockFile, ByteCount, ByteRange, IoBuf};
+use io::{BlockFile, ByteCount, ByteRange, IoBuf, IoErrorKind};
 
 use crate::error::{CatalogError, Code, Result};
 use crate::layer::{self, block_count};
@@ -110,7 +110,7 @@ impl Target {
             self.own(chunk.block, entry, &chunk.owned, fresh).await?;
         } else if fresh {
             let page = layer::bitmap_page(&Bitmap::full());
-            layer::write(&*self.file, layer::page_of(entry), &IoBuf::copied(&page)).await?;
+            self.write(layer::page_of(entry), &page).await?;
         }
         let data = self.plan.image.data_at(entry).bytes();
         if fresh {
@@ -154,15 +154,23 @@ impl Target {
     async fn write_open(&mut self) -> Result<()> {
         let Some((_, entry, bits)) = self.open.take() else { return Ok(()) };
         let page = layer::bitmap_page(&bits);
-        layer::write(&*self.file, layer::page_of(entry), &IoBuf::copied(&page)).await
+        self.write(layer::page_of(entry), &page).await
     }
 
     /// Writes what is not zero of a block that is all holes.
     async fn write_holes(&self, at: u64, bytes: &[u8]) -> Result<()> {
-        for (piece, at) in bytes.chunks(HOLE).zip((at..).step_by(HOLE)) {
-            if piece.iter().any(|byte| *byte != 0) {
-                layer::write(&*self.file, at, &IoBuf::copied(piece)).await?;
+        let holds = |piece: &[u8]| piece.iter().any(|byte| *byte != 0);
+        let mut pieces = bytes.chunks(HOLE).zip((at..).step_by(HOLE)).peekable();
+        while let Some((first, start)) = pieces.next() {
+            if !holds(first) {
+                continue;
             }
+            let mut run = first.len();
+            while let Some((piece, _)) = pieces.next_if(|(piece, _)| holds(piece)) {
+                run += piece.len();
+            }
+            let from = usize::try_from(start - at).expect("within a block");
+            self.write(start, &bytes[from..from + run]).await?;
         }
         Ok(())
     }
@@ -173,10 +181,23 @@ impl Target {
             if set {
                 let from = ByteCount(u64::from(first) * SECTOR).as_len();
                 let run = &chunk.bytes[from..from + ByteCount(u64::from(len) * SECTOR).as_len()];
-                layer::write(&*self.file, at + from as u64, &IoBuf::copied(run)).await?;
+                self.write(at + from as u64, run).await?;
             }
         }
         Ok(())
+    }
+
+    /// Writes, with the space taken first: a write into a hole would also find what the store lends to
+    /// records (rule N1).
+    async fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        if !self.reserved {
+            let range = ByteRange::new(at, bytes.len() as u64);
+            match self.file.reserve(range).await {
+                Err(error) if error.kind == IoErrorKind::Unsupported => {}
+                reserved => reserved?,
+            }
+        }
+        layer::write(&*self.file, at, &IoBuf::copied(bytes)).await
     }
 
     /// Blocks of a fixed disk of `size` bytes that nothing was written to.

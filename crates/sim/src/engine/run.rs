@@ -268,7 +268,7 @@ fn verify(executor: &Executor, host: &Host, ledger: &Rc<RefCell<Ledger>>) -> Res
 
 async fn verify_volume(host: &Host, id: Uuid, volume: &Volume) -> Result<(), String> {
     let (disk, lost) = if volume.template {
-        let (disk, connection) = host.read_only(id, None).await?;
+        let (disk, connection) = read_patiently(host, id).await?;
         host.catalog.disconnect(connection, true).await.map_err(|e| e.to_string())?;
         (disk, false)
     } else {
@@ -295,8 +295,20 @@ async fn verify_volume(host: &Host, id: Uuid, volume: &Volume) -> Result<(), Str
 
 /// The last requests of a dead process hold its files for a while (rule P1).
 async fn connect_patiently(host: &Host, id: Uuid) -> Result<bool, String> {
+    patiently(host, async || host.connect(id).await).await
+}
+
+/// The same of a template that an operation of that process concerned.
+async fn read_patiently(host: &Host, id: Uuid) -> Result<(Disk, Uuid), String> {
+    patiently(host, async || host.read_only(id, None).await).await
+}
+
+async fn patiently<T>(
+    host: &Host,
+    attempt: impl AsyncFn() -> Result<T, String>,
+) -> Result<T, String> {
     for _ in 0..200 {
-        match host.connect(id).await {
+        match attempt().await {
             Err(error)
                 if error.contains("lock") || error.contains("holds") || error.contains("held") =>
             {
