@@ -40,7 +40,7 @@ impl Inner {
         caller: &Caller,
     ) -> Result<()> {
         self.check_writable()?;
-        if self.keep_space {
+        if self.keep_space.get() {
             clearing.how = Clear::KeepSpace;
         }
         let (start, len) = self.sectors(range)?;

@@ -134,7 +134,8 @@ pub(crate) struct State {
 pub(crate) struct Inner {
     pub(crate) local: Local,
     pub(crate) rules: Rules,
-    pub(crate) keep_space: bool,
+    /// Of the leaf that is written now: a snapshot's new one may take its space another way.
+    pub(crate) keep_space: Cell<bool>,
     pub(crate) read_only: bool,
     pub(crate) state: RefCell<State>,
     pub(crate) gate: Cell<Gate>,
@@ -211,7 +212,7 @@ impl Disk {
         let inner = Rc::new(Inner {
             local,
             rules: open.rules,
-            keep_space: open.keep_space,
+            keep_space: Cell::new(open.keep_space),
             read_only,
             state: RefCell::new(State {
                 chain,

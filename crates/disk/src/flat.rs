@@ -38,7 +38,7 @@ impl Inner {
     /// Sees to it that the blocks of `range` have their space in the leaf's file.
     async fn back(self: &Rc<Self>, range: ByteRange, caller: &Caller) -> Result<()> {
         // one that keeps its space never had holes
-        if self.keep_space {
+        if self.keep_space.get() {
             return Ok(());
         }
         for piece in pieces(range.start.0 / SECTOR, range.len.0 / SECTOR) {

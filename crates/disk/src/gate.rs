@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
-use image::{Kind, LayerImage, PAGE, Sector, Trust, create};
+use image::{BLOCK_STRIDE_SECTORS, Kind, LayerImage, PAGE, Sector, Trust, create};
 use io::{
     BlockFile, ByteCount, Clear, Durability, Effort, IoBuf, IoError, IoErrorKind, Request, Result,
 };
@@ -32,6 +32,13 @@ impl NewLeaf {
     #[must_use]
     pub fn uuid(&self) -> Uuid {
         self.layer.image.uuid
+    }
+
+    /// Whether the file was made with the space of all its blocks; any other ends behind its headers.
+    fn has_its_space(&self) -> bool {
+        let image = &self.layer.image;
+        let all = image.size.blocks() * BLOCK_STRIDE_SECTORS;
+        self.layer.file.info().size.0 >= image.first_free.page_up().plus(all).bytes()
     }
 }
 
@@ -129,6 +136,7 @@ impl Disk {
         let assigned: Vec<Place> = state.assigned.drain().map(|(_, place)| place).collect();
         let old = state.chain.leaf();
         let closing = (Rc::clone(&old.file), old.image.clone(), end_of(old));
+        let kept = inner.keep_space.replace(leaf.has_its_space());
         if let Some(log) = &mut state.log {
             log.bind(leaf.layer.image.uuid);
         }
@@ -147,7 +155,7 @@ impl Disk {
             // a read may still be on its way to what is cut off
             inner.tickets.wait_below(bound).await;
             // without it the layer reads as one that was not closed, which is no harm
-            if let Err(error) = finish(&*file, &image, end, &stale, inner.keep_space).await {
+            if let Err(error) = finish(&*file, &image, end, &stale, kept).await {
                 tracing::warn!(%error, layer = %image.uuid, "closing a frozen layer");
             }
             inner.settling.set(inner.settling.get() - 1);
@@ -196,7 +204,7 @@ impl Disk {
             stale.extend(state.assigned.drain().map(|(_, p)| p).filter(|p| p.start() < end));
             (file, image, end, stale)
         };
-        finish(&*file, &image, end, &stale, inner.keep_space).await
+        finish(&*file, &image, end, &stale, inner.keep_space.get()).await
     }
 
     /// Ends the disk as it is, without writing anything: what a dying process would leave behind.

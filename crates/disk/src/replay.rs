@@ -115,13 +115,13 @@ pub(crate) async fn clear_unowned(inner: &Rc<Inner>) -> Result<(), OpenError> {
         let file = Rc::clone(&state.chain.leaf().file);
         (file, state.space.unowned(), state.space.end())
     };
-    let how = if inner.keep_space { Clear::KeepSpace } else { Clear::Deallocate };
+    let how = if inner.keep_space.get() { Clear::KeepSpace } else { Clear::Deallocate };
     let (effort, durability) = (Effort::Any, Durability::Cached);
     for range in ranges {
         file.submit(Request::Clear { range, how, effort, durability }).await?;
     }
     let tail = file.info().size.0.saturating_sub(end.bytes());
-    if inner.keep_space && tail > 0 {
+    if inner.keep_space.get() && tail > 0 {
         let range = ByteRange::new(end.bytes(), tail);
         file.submit(Request::Clear { range, how, effort, durability }).await?;
     } else {

@@ -219,7 +219,7 @@ impl Inner {
         };
         let Some(mut batch) = batch else { return Ok(Reserved::FileFull) };
         // A leaf that keeps its space has all of it already: asking a full store for it again fails.
-        if self.keep_space
+        if self.keep_space.get()
             && let Some(kept) = batch.within(file.info().size)
         {
             self.state.borrow_mut().space.reserved(kept);

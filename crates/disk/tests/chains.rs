@@ -259,6 +259,37 @@ fn d7_after_a_failed_flush_no_write_is_held_for_space() {
     });
 }
 
+/// Whether discards free space follows the leaf, which a snapshot may have made another way.
+#[test]
+fn n2_a_snapshots_leaf_keeps_the_space_that_it_was_made_with() {
+    let (executor, world) = SimWorld::start(1);
+    executor.block_on(async {
+        for (first, second) in [(true, false), (false, true)] {
+            let space = world.add_space(ByteCount(64 << 20));
+            let full = 3 * (BLOCK + 4096);
+            let reserve = async |file: &Rc<dyn BlockFile>, wanted: bool| {
+                let len = file.info().size.0.next_multiple_of(4096) + full;
+                if wanted {
+                    file.reserve(ByteRange::new(0, len)).await.unwrap();
+                }
+            };
+            let base = layer(&space, 1, 3 * BLOCK, None).await;
+            reserve(&base, first).await;
+            let disk = open_with(&world, vec![base], Rules::all(), first).await;
+            let leaf = layer(&space, 2, 3 * BLOCK, Some(1)).await;
+            reserve(&leaf, second).await;
+            let new = disk.open_leaf(Rc::clone(&leaf)).await.unwrap();
+            disk.gate().await.unwrap();
+            disk.switch(new);
+            disk.ungate();
+            write(&disk, 0, 1, 4096).await;
+            disk.close().await.unwrap();
+            let used = leaf.used().await.unwrap().0;
+            assert_eq!(used >= full, second, "{used} bytes; reserved: {first}, then {second}");
+        }
+    });
+}
+
 /// A disk of the largest size, whose blocks stand as `place` says: first sectors of their metadata.
 /// `without` have none.
 async fn largest_disk(

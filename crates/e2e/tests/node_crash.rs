@@ -515,6 +515,14 @@ const CASES: &[Case] = &[
         connected: true,
         request: |f| ("POST", format!("/v1/volumes/{}/disconnect", f.volumes[0]), json!({})),
     },
+    Case {
+        name: "conversion",
+        connected: false,
+        request: |f| {
+            let body = json!({ "kind": "fixed", "lose_snapshots": true });
+            ("POST", format!("/v1/volumes/{}/convert", f.volumes[1]), body)
+        },
+    },
 ];
 
 /// Sends the request; whether the node lived to answer that it is done.
@@ -608,10 +616,12 @@ cases! {
     every_step_of_deleting_a_snapshot = 4;
     every_step_of_linked_clones = 5;
     every_step_of_a_full_copy = 6;
-    every_step_of_a_template = 7;
-    every_step_of_deleting_a_volume = 8;
-    every_step_of_connect = 9;
-    every_step_of_disconnect = 10;
+    every_step_of_an_import = 7;
+    every_step_of_a_template = 8;
+    every_step_of_deleting_a_volume = 9;
+    every_step_of_connect = 10;
+    every_step_of_disconnect = 11;
+    every_step_of_a_conversion = 12;
 }
 
 /// An export ends whole or not at all, and what a dead node left under a temporary name goes.
