@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   throughput   fio cases in rounds: every contestant once a round, first one rotating
+//!   memory       the same where no disk sets the pace
 //!   depth        random reads through 1 layer and through 33
 //!   pause        snapshots under load, as the client sees them
 //!   create       a 1 TiB thin disk
@@ -52,7 +53,7 @@ pub(crate) struct Options {
     /// Rounds. With 6 the range of the paired ratios covers their median with 97 %.
     #[arg(long, default_value_t = 6)]
     rounds: usize,
-    /// Only these parts: throughput, depth, pause, create.
+    /// Only these parts: throughput, memory, depth, pause, create.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Only the cases whose name contains this.
@@ -93,6 +94,7 @@ type Part = (&'static str, fn(&Options, &mut Report) -> Result<()>);
 
 const PARTS: &[Part] = &[
     ("throughput", throughput::measure),
+    ("memory", throughput::measure_in_memory),
     ("depth", depth::measure),
     ("pause", pause::measure),
     ("create", create::measure),

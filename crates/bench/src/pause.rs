@@ -19,7 +19,8 @@ use crate::fio::{self, Job, Until};
 use crate::report::Report;
 use crate::stats::{median, percentile};
 
-const SIZE: u64 = 2 << 30;
+/// Each snapshot of a volume that is written all over takes as much again.
+const SIZE: u64 = 256 << 20;
 /// A volume keeps at most 32 snapshots, so the hundred are spread over volumes.
 const VOLUMES: usize = 4;
 const EACH: usize = 25;
