@@ -184,7 +184,7 @@ async fn answer<T: DeserializeOwned>(
 
 fn unavailable(detail: String) -> Problem {
     Problem::new(Code::NodeUnavailable, detail)
-        .hint("`shale serve` starts it again by itself; see DATA/node.log")
+        .hint("`shale serve` or systemd starts it again by itself; see DATA/node.log, or `journalctl -u shale-node`")
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "used as a map_err function")]

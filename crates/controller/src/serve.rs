@@ -29,7 +29,7 @@ use crate::index::Index;
 use crate::inventory::Inventory;
 use crate::node::NodeClient;
 use crate::store::Store;
-use crate::supervise::{NodeCommand, ended, supervise};
+use crate::supervise::{NodeCommand, attend, ended, supervise};
 use crate::sync::Sync;
 use crate::tokens::Tokens;
 
@@ -51,7 +51,7 @@ pub struct ServeOptions {
     pub data: PathBuf,
     /// Where to listen; only loopback is allowed.
     pub listen: SocketAddr,
-    /// How a node is started; none: one is expected to be there.
+    /// How a node is started; none: something else keeps one up on the same directory.
     pub node: Option<NodeCommand>,
 }
 
@@ -82,7 +82,7 @@ pub struct Served {
     pub node_ready: bool,
     data: PathBuf,
     server: tokio::task::JoinHandle<std::io::Result<()>>,
-    supervisor: Option<tokio::task::JoinHandle<()>>,
+    supervisor: tokio::task::JoinHandle<()>,
     closing: watch::Sender<bool>,
     stopping: watch::Sender<bool>,
     _lock: File,
@@ -144,8 +144,10 @@ pub async fn serve(options: ServeOptions) -> Result<Served, Problem> {
     })?;
     let url = format!("http://{}", listener.local_addr().map_err(io("learn the own address"))?);
 
-    let supervisor =
-        options.node.map(|command| tokio::spawn(supervise(command, data.clone(), quick, stop)));
+    let supervisor = match options.node {
+        Some(command) => tokio::spawn(supervise(command, data.clone(), quick, stop)),
+        None => tokio::spawn(attend(quick, stop)),
+    };
     tokio::spawn(sync.run());
     let node_ready = index.node_ready(FIRST_NODE).await;
 
@@ -199,17 +201,15 @@ impl Served {
             std::fs::remove_file(self.data.join("serve.json")).ok();
         }
         let stop_node = *self.stopping.borrow();
-        match self.supervisor {
-            Some(supervisor) if stop_node => {
-                let late = |_: tokio::time::error::Elapsed| {
-                    Problem::new(Code::TimeOut, "The node did not stop in time.")
-                        .hint("see node.log; it goes on stopping by itself")
-                };
-                tokio::time::timeout(NODE_STOP, supervisor).await.map_err(late)?.ok();
-            }
-            Some(supervisor) => supervisor.abort(),
-            None => {}
+        if !stop_node {
+            self.supervisor.abort();
+            return Ok(());
         }
+        let late = |_: tokio::time::error::Elapsed| {
+            Problem::new(Code::TimeOut, "The node did not stop in time.")
+                .hint("see its log; it goes on stopping by itself")
+        };
+        tokio::time::timeout(NODE_STOP, self.supervisor).await.map_err(late)?.ok();
         Ok(())
     }
 }
@@ -223,7 +223,7 @@ pub async fn stop_node(data: &Path) -> Result<bool, Problem> {
         Ok(Ok(())) => Ok(true),
         Ok(Err(e)) => Err(Problem::new(Code::IoError, format!("The node cannot be watched: {e}."))),
         Err(_late) => Err(Problem::new(Code::TimeOut, "The node did not stop in time.")
-            .hint("see node.log; it goes on stopping by itself")),
+            .hint("see its log; it goes on stopping by itself")),
     }
 }
 

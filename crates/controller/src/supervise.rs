@@ -7,6 +7,7 @@
 //!        └──── back-off ◄── start `shale node` in its own session◄┘
 //! ```
 //! The node is never stopped from here except by `down`: guests' disks outlive the controller.
+//! Where something else keeps the node up (systemd), it is only attended, never started.
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
@@ -35,6 +36,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// A node that ran this long was healthy: the next pause is short again.
 const HEALTHY: Duration = Duration::from_secs(30);
+/// Between two looks for a node that is started elsewhere.
+const LOOK: Duration = Duration::from_millis(500);
 /// A running node answers this fast or is not one.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -70,6 +73,25 @@ pub(crate) async fn supervise(
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// The same for a node that somebody else keeps up: its coming and its end are told, and after `down`
+/// its end is awaited.
+pub(crate) async fn attend(node: NodeClient, stopping: watch::Receiver<bool>) {
+    loop {
+        match running(&node).await {
+            Some(pid) => {
+                tracing::info!(pid, "the node is there");
+                if let Err(e) = ended(pid).await {
+                    tracing::warn!(pid, "the node cannot be watched: {e}");
+                }
+                tracing::warn!(pid, "the node ended; who started it starts it again");
+            }
+            None if *stopping.borrow() => return,
+            None => {}
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 

@@ -29,6 +29,7 @@ pub const TOOLS: &[(&str, &str)] = &[
     ("/usr/lib/syslinux/mbr/mbr.bin", "syslinux-common"),
     ("/usr/bin/setpriv", "util-linux"),
     ("/bin/mount", "mount"),
+    ("/usr/bin/systemd-analyze", "systemd"),
 ];
 
 /// Tests that mount a small file system or act as another user need root.

@@ -36,6 +36,7 @@ use std::thread::JoinHandle;
 use tokio::sync::watch;
 
 use crate::alarms::Alarms;
+use crate::connections::ConnectionsError;
 use crate::control::{Control, Saved, Shared};
 use crate::data_dir::DataDir;
 use crate::events::Events;
@@ -77,6 +78,9 @@ pub enum StartError {
     /// The data directory cannot be used.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// A file of the node's own state is of a version that this program does not know.
+    #[error("{0}")]
+    Format(String),
     /// A file of the node's own state cannot be used.
     #[error("{0}")]
     State(String),
@@ -112,7 +116,12 @@ impl Node {
             die_on_panic();
         }
         let data = DataDir::open(&options.data, options.logs.as_deref())?;
-        let saved = Saved::load(&data).map_err(|error| StartError::State(error.to_string()))?;
+        let saved = Saved::load(&data).map_err(|error| match error {
+            ConnectionsError::Format { .. } => StartError::Format(error.to_string()),
+            ConnectionsError::Data(_) | ConnectionsError::Parse { .. } => {
+                StartError::State(error.to_string())
+            }
+        })?;
         let socket = data.socket();
         let listener = http::bind(&socket)?;
         let events = Events::new();

@@ -94,6 +94,9 @@ pub(crate) struct Serve {
     /// Where to listen; loopback only
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7070")]
     pub(crate) listen: SocketAddr,
+    /// Start no node: one runs on the same data directory, kept up by systemd or by hand
+    #[arg(long)]
+    pub(crate) no_node: bool,
 }
 
 #[derive(Debug, Args)]
@@ -560,6 +563,7 @@ mod tests {
         Cli::command().debug_assert();
         let good = [
             "serve --data DIR --listen 127.0.0.1:7070",
+            "serve --no-node",
             "datastore create NAME --dir PATH",
             "volume create NAME --datastore DS --size 10G --kind thin",
             "volume create NAME --datastore DS --size 10G --kind eager",

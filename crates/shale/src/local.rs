@@ -6,6 +6,7 @@ use std::time::Duration;
 use controller::client::{Client, Method};
 use controller::{Announcement, NodeCommand, ServeOptions, Served};
 use model::{Code, Exit, Problem};
+use node::{DataError, StartError};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -42,11 +43,8 @@ pub(crate) fn serve(place: &Place, command: &Serve) -> Result<Exit, Problem> {
     })?;
     let arguments =
         vec!["node".into(), "--data".into(), data.clone().into_os_string(), "--session".into()];
-    let options = ServeOptions {
-        data,
-        listen: command.listen,
-        node: Some(NodeCommand { program, arguments }),
-    };
+    let node = (!command.no_node).then_some(NodeCommand { program, arguments });
+    let options = ServeOptions { data, listen: command.listen, node };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -54,7 +52,7 @@ pub(crate) fn serve(place: &Place, command: &Serve) -> Result<Exit, Problem> {
         .map_err(|e| Problem::new(Code::Internal, format!("No threads for the server: {e}.")))?;
     let result = runtime.block_on(async {
         let served = controller::serve(options).await?;
-        announce(&served)?;
+        announce(&served, command.no_node)?;
         let signals = |kind| {
             signal(kind).map_err(|e| {
                 Problem::new(Code::Internal, format!("Signals cannot be received: {e}."))
@@ -74,9 +72,13 @@ pub(crate) fn serve(place: &Place, command: &Serve) -> Result<Exit, Problem> {
     result.map(|()| Exit::Ok)
 }
 
-fn announce(served: &Served) -> Result<(), Problem> {
-    if !served.node_ready {
-        tracing::warn!("the node does not answer yet; see node.log in the data directory");
+fn announce(served: &Served, no_node: bool) -> Result<(), Problem> {
+    match (served.node_ready, no_node) {
+        (true, _) => {}
+        (false, true) => tracing::warn!("no node answers; it is not started from here (--no-node)"),
+        (false, false) => {
+            tracing::warn!("the node does not answer yet; see node.log in the data directory");
+        }
     }
     output::print(&format!("console  {}/\ntoken    {}\n", served.url, served.token_file.display()))
 }
@@ -88,8 +90,18 @@ pub(crate) fn node(place: &Place, command: &Node) -> Result<Exit, Problem> {
     }
     log();
     let data = data_dir(place)?;
-    let node = node::Node::start(&node::Options::new(data))
-        .map_err(|e| Problem::new(Code::Internal, format!("The node cannot start: {e}.")))?;
+    let node = node::Node::start(&node::Options::new(data)).map_err(|e| {
+        // what a repetition cannot heal has an exit status of its own: systemd then does not try
+        let code = match &e {
+            StartError::Data(DataError::InUse { .. }) => Code::Busy,
+            StartError::Data(DataError::ForeignOwner { .. }) => Code::Denied,
+            StartError::Format(_) => Code::UnknownFormat,
+            StartError::Data(_) | StartError::State(_) | StartError::System { .. } => {
+                Code::Internal
+            }
+        };
+        Problem::new(code, format!("The node cannot start: {e}."))
+    })?;
     node.wait();
     Ok(Exit::Ok)
 }
