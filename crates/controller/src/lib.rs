@@ -30,5 +30,5 @@ mod sync;
 mod tokens;
 
 pub use api::{AuditEntry, System, openapi};
-pub use serve::{Announcement, ServeOptions, Served, serve, stop_node};
+pub use serve::{Announcement, ServeOptions, Served, node_info, serve, stop_node};
 pub use supervise::{NodeCommand, ended};

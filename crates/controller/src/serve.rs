@@ -39,6 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const DRAIN: Duration = Duration::from_secs(5);
 /// How long the first start of the node may take before this server shows itself.
 const FIRST_NODE: Duration = Duration::from_secs(20);
+/// How long a node that runs may take to say what it is.
+const NODE_ANSWER: Duration = Duration::from_secs(5);
 /// How long a node may take to stop.
 const NODE_STOP: Duration = Duration::from_secs(60);
 /// Finished tasks of earlier lives that are shown.
@@ -212,6 +214,14 @@ impl Served {
         tokio::time::timeout(NODE_STOP, self.supervisor).await.map_err(late)?.ok();
         Ok(())
     }
+}
+
+/// What the node of `data` says of itself, without a controller between.
+pub async fn node_info(data: &Path) -> Result<model::NodeInfo, Problem> {
+    let node = NodeClient::new(data.join("node.sock"), Duration::ZERO);
+    tokio::time::timeout(NODE_ANSWER, node.info()).await.unwrap_or_else(|_late| {
+        Err(Problem::new(Code::NodeUnavailable, "The node does not answer; it may be recovering."))
+    })
 }
 
 /// Stops the node of `data` where no controller runs, and waits for its end. Whether there was one.

@@ -23,7 +23,7 @@ mod error;
 mod name;
 mod store;
 
-pub use dir::{DirHandle, DirStore};
+pub use dir::{DirHandle, DirStore, Examined, examine};
 pub use error::{DatastoreError, Result};
 pub use name::{Kind, NameError, ObjectName};
 pub use store::{

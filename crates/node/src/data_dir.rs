@@ -152,7 +152,7 @@ fn take_lock(root: &Path) -> Result<File, DataError> {
 }
 
 /// Tmpfs on every Linux: survives the process, not the host, which is what the log wants (rule D2).
-fn default_log_dir() -> PathBuf {
+pub(crate) fn default_log_dir() -> PathBuf {
     let user = rustix::process::geteuid().as_raw();
     let shm = Path::new("/dev/shm");
     match std::env::var_os("XDG_RUNTIME_DIR") {

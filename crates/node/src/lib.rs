@@ -19,6 +19,7 @@ mod connections;
 mod control;
 mod crash;
 mod data_dir;
+pub mod doctor;
 mod env;
 mod events;
 mod home;

@@ -61,6 +61,9 @@ pub(crate) enum Command {
     Node(Node),
     /// Stop the server and its node, with every connection to volumes
     Down(Down),
+    /// Say what this host has of what is needed, and what to do about the rest; changes nothing
+    #[command(after_help = DOCTOR)]
+    Doctor(Doctor),
     /// Storage to keep volumes on
     #[command(subcommand)]
     Datastore(Datastore),
@@ -108,6 +111,17 @@ pub(crate) struct Node {
 
 #[derive(Debug, Args)]
 pub(crate) struct Down {}
+
+const DOCTOR: &str = "Exit status: 0 if all that is required is there, 1 otherwise (such lines say \
+                      MISSING; -o wide shows what is required). Run it as the user that the node \
+                      runs as.";
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Look at this directory as a place for a datastore; may be repeated
+    #[arg(long = "dir", value_name = "PATH")]
+    pub(crate) dirs: Vec<PathBuf>,
+}
 
 /// Whether to wait for the work's end.
 #[derive(Clone, Debug, Default, Args)]
@@ -564,6 +578,7 @@ mod tests {
         let good = [
             "serve --data DIR --listen 127.0.0.1:7070",
             "serve --no-node",
+            "doctor --dir PATH --dir OTHER -o json",
             "datastore create NAME --dir PATH",
             "volume create NAME --datastore DS --size 10G --kind thin",
             "volume create NAME --datastore DS --size 10G --kind eager",

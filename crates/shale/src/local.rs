@@ -143,7 +143,7 @@ pub(crate) fn down(place: &Place) -> Result<Exit, Problem> {
 }
 
 /// A server that was killed leaves its announcement behind.
-fn is_alive(server: &Announcement) -> bool {
+pub(crate) fn is_alive(server: &Announcement) -> bool {
     let pid = i32::try_from(server.pid).ok().and_then(rustix::process::Pid::from_raw);
     pid.is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
 }

@@ -4,6 +4,7 @@
 //!   grammar    what can be said (clap)            commands/  one file a noun: public API only
 //!   session    which server, which token          waiting    tasks: progress, outcome, time-out
 //!   output     table, wide, json, yaml, name      local      serve, node, down
+//!   doctor     what this host has of what is needed
 //! ```
 //!
 //! Exit status: 0 ok, 1 failed, 2 usage, 3 not found, 4 conflict, busy or refused, 5 no space,
@@ -11,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod commands;
+mod doctor;
 mod grammar;
 mod local;
 mod output;
@@ -55,6 +57,7 @@ fn run(cli: Cli) -> Result<Exit, Problem> {
         Command::Serve(serve) => local::serve(&cli.place, &serve),
         Command::Node(node) => local::node(&cli.place, &node),
         Command::Down(_) => local::down(&cli.place),
+        Command::Doctor(command) => doctor::doctor(&cli.place, &command),
         Command::Completion { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "shale", &mut text);

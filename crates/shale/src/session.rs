@@ -112,7 +112,7 @@ pub(crate) fn data_dir(place: &Place) -> Result<PathBuf, Problem> {
         })
 }
 
-fn local_token(data: &Path) -> Result<String, Problem> {
+pub(crate) fn local_token(data: &Path) -> Result<String, Problem> {
     let path = data.join("admin.token");
     std::fs::read_to_string(&path).map(|text| text.trim().to_owned()).map_err(|e| {
         let code = match e.kind() {

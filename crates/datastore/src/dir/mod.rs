@@ -16,6 +16,7 @@
 //! datastore's directory; the directory is refused before anything in it changes.
 
 mod driver;
+mod examine;
 mod files;
 mod headroom;
 mod identity;
@@ -38,6 +39,7 @@ use rustix::io::Errno;
 use uuid::Uuid;
 
 pub use driver::DirStore;
+pub use examine::{Examined, examine};
 
 use self::headroom::HeadRoom;
 use self::identity::Stored;
@@ -115,7 +117,7 @@ impl DirHandle {
         refuse_datastore(made.place())?;
         refuse_foreign(made.place())?;
         lock.sign();
-        let capabilities = probe(made.place(), &lock)?;
+        let capabilities = probe(made.place(), &lock.fd)?;
         for kind in Kind::DIRECTORIES {
             make_directory(&mut made, kind.directory())?;
         }
@@ -174,7 +176,7 @@ impl DirHandle {
         for directory in &directories {
             clean(&place, &directory.fd)?;
         }
-        let capabilities = probe(&place, &lock)?;
+        let capabilities = probe(&place, &lock.fd)?;
         let head_room = open_head_room(&place, &capabilities)?;
         if let (Some(new), Some(_)) = (adopt, stored.device.difference(&place.device)) {
             let was = stored.uuid;
@@ -345,9 +347,9 @@ fn open_directories(place: &Place) -> Result<[Directory; Kind::DIRECTORIES.len()
     Ok(directories.try_into().unwrap_or_else(|_| unreachable!("one directory for each kind")))
 }
 
-/// Tries out what the file system can do, on the lock file far behind its content: that file is
-/// there anyway, also when the file system is full.
-fn probe(place: &Place, lock: &Lock) -> Result<Capabilities> {
+/// Tries out what the file system can do, far behind the content of `file`. Of an open datastore that
+/// is the lock file, which is there anyway, also when the file system is full.
+fn probe(place: &Place, file: &OwnedFd) -> Result<Capabilities> {
     const AT: u64 = 64 << 10;
     let supported = |result: std::result::Result<(), Errno>| match result {
         Ok(()) | Err(Errno::NOSPC | Errno::DQUOT) => Ok(true),
@@ -356,9 +358,9 @@ fn probe(place: &Place, lock: &Lock) -> Result<Capabilities> {
     };
     let keep = FallocateFlags::KEEP_SIZE;
     let punch = keep | FallocateFlags::PUNCH_HOLE;
-    let reserve = supported(rustix::fs::fallocate(&lock.fd, keep, AT, AT))?;
-    let punch_hole = supported(rustix::fs::fallocate(&lock.fd, punch, AT, AT))?;
-    let statx = rustix::fs::statx(&lock.fd, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
+    let reserve = supported(rustix::fs::fallocate(file, keep, AT, AT))?;
+    let punch_hole = supported(rustix::fs::fallocate(file, punch, AT, AT))?;
+    let statx = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
     let direct_io = statx
         .ok()
         .filter(|statx| statx.stx_mask & StatxFlags::DIOALIGN.bits() != 0)

@@ -244,7 +244,8 @@ fn command(tool: &str) -> Result<Command> {
     Ok(command)
 }
 
-fn find(tool: &str) -> Option<PathBuf> {
+/// The program `tool` in PATH.
+pub(crate) fn find(tool: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/bin:/bin"));
     std::env::split_paths(&path).map(|dir| dir.join(tool)).find(|file| file.is_file())
 }
