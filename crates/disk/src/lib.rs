@@ -38,5 +38,5 @@ mod write;
 pub use disk::{Access, Disk, LogState, OpenChain, Stats};
 pub use error::OpenError;
 pub use gate::{GATE_LIMIT, NewLeaf};
-pub use log::{LOG_MIN, LOG_VERSION, LogError, LogIdentity, log_identity};
+pub use log::{LOG_MIN, LOG_VERSION, LogError, LogIdentity, log_identity, log_version};
 pub use rules::Rules;

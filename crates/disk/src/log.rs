@@ -253,11 +253,24 @@ pub fn log_identity(memory: &dyn LogMemory) -> Result<LogIdentity, LogError> {
     read_identity(memory).map(|(identity, _leaf)| identity)
 }
 
+/// The version of the log that begins with `head`, whatever its length is; None for what is no log.
+///
+/// Magic, version and checksum stand at the same place in every version.
+#[must_use]
+pub fn log_version(head: &[u8]) -> Option<u32> {
+    let mut copies = [0, COPY].into_iter().filter_map(|at| head.get(at..at + IDENTITY));
+    copies.find(|bytes| is_identity(bytes)).map(|bytes| u32_at(bytes, 8))
+}
+
+fn is_identity(bytes: &[u8]) -> bool {
+    &bytes[..8] == MAGIC && u32_at(bytes, 88) == crc32c::crc32c(&bytes[..88])
+}
+
 fn read_identity(memory: &dyn LogMemory) -> Result<(LogIdentity, Uuid), LogError> {
     for at in [0, COPY] {
         let mut bytes = [0; IDENTITY];
         memory.read(at, &mut bytes);
-        if &bytes[..8] != MAGIC || u32_at(&bytes, 88) != crc32c::crc32c(&bytes[..88]) {
+        if !is_identity(&bytes) {
             continue;
         }
         let version = u32_at(&bytes, 8);
@@ -427,6 +440,17 @@ mod tests {
             ram.write(at, &bytes);
         }
         assert_eq!(MetaLog::read(&*ram, identity(), LEAF, true), Err(LogError::Version(9)));
+        let bytes = ram.0.borrow();
+        assert_eq!(log_version(&bytes), Some(9));
+        assert_eq!(log_version(&bytes[COPY..]), Some(9));
+        // the second copy alone tells it too
+        let mut torn = bytes.clone();
+        torn[20] ^= 1;
+        assert_eq!(log_version(&torn), Some(9));
+        torn[COPY + 20] ^= 1;
+        for none in [&torn[..], &[], &bytes[..IDENTITY - 1], &[0; 4096]] {
+            assert_eq!(log_version(none), None);
+        }
     }
 
     #[test]

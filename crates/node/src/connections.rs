@@ -9,9 +9,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::data_dir::{DataDir, DataError, read_file, replace_file};
+use crate::data_dir::{DataDir, DataError, replace_file};
+use crate::state::{self, FORMAT, StateError};
 
-const FORMAT: u32 = 1;
 const FILE: &str = "connections.json";
 
 /// How far a connection is.
@@ -68,49 +68,11 @@ struct Document {
     connections: Vec<Entry>,
 }
 
-/// Why the file cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ConnectionsError {
-    /// The system refused.
-    #[error(transparent)]
-    Data(#[from] DataError),
-    /// It does not parse.
-    #[error(
-        "{path} cannot be read: {source}; put it right or move it away: without it connected volumes are not resumed, and nothing else is lost"
-    )]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Where it went wrong.
-        source: serde_json::Error,
-    },
-    /// A later program wrote it.
-    #[error(
-        "{path} has format {found}, this program knows {FORMAT}: start the version that wrote it"
-    )]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// The format it says.
-        found: u32,
-    },
-}
-
 /// Reads all entries; none where there is no file.
-pub(crate) fn load(data: &DataDir) -> Result<Vec<Entry>, ConnectionsError> {
-    let path = data.state(FILE);
-    let Some(bytes) = read_file(&path)? else { return Ok(Vec::new()) };
-    #[derive(Deserialize)]
-    struct Header {
-        format: u32,
-    }
-    let parse = |source| ConnectionsError::Parse { path: path.clone(), source };
-    let header: Header = serde_json::from_slice(&bytes).map_err(parse)?;
-    if header.format != FORMAT {
-        return Err(ConnectionsError::Format { path, found: header.format });
-    }
-    let document: Document = serde_json::from_slice(&bytes).map_err(parse)?;
-    Ok(document.connections)
+pub(crate) fn load(data: &DataDir) -> Result<Vec<Entry>, StateError> {
+    let document: Option<Document> =
+        state::load(&data.state(FILE), "connected volumes are not resumed")?;
+    Ok(document.map_or_else(Vec::new, |document| document.connections))
 }
 
 /// Replaces the file; durable on return.
@@ -122,8 +84,9 @@ pub(crate) fn save(data: &DataDir, entries: &[Entry]) -> Result<(), DataError> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ConnectionsError, Entry, Phase, load, save};
+    use super::{Entry, Phase, load, save};
     use crate::data_dir::DataDir;
+    use crate::state::StateError;
     use uuid::Uuid;
 
     #[test]
@@ -153,8 +116,8 @@ mod tests {
         save(&data, &entries).unwrap();
         assert_eq!(load(&data).unwrap(), entries);
         std::fs::write(data.state("connections.json"), br#"{"format": 2, "x": []}"#).unwrap();
-        assert!(matches!(load(&data), Err(ConnectionsError::Format { found: 2, .. })));
+        assert!(matches!(load(&data), Err(StateError::Format { found: 2, .. })));
         std::fs::write(data.state("connections.json"), b"{").unwrap();
-        assert!(matches!(load(&data), Err(ConnectionsError::Parse { .. })));
+        assert!(matches!(load(&data), Err(StateError::Parse { .. })));
     }
 }

@@ -25,6 +25,7 @@ mod events;
 mod home;
 mod http;
 mod problem;
+mod state;
 mod tasks;
 mod transfer;
 mod wait;
@@ -37,12 +38,12 @@ use std::thread::JoinHandle;
 use tokio::sync::watch;
 
 use crate::alarms::Alarms;
-use crate::connections::ConnectionsError;
 use crate::control::{Control, Saved, Shared};
 use crate::data_dir::DataDir;
 use crate::events::Events;
 use crate::home::Home;
 use crate::http::{App, Stop};
+use crate::state::StateError;
 use crate::tasks::Tasks;
 use crate::worker::Worker;
 
@@ -118,10 +119,8 @@ impl Node {
         }
         let data = DataDir::open(&options.data, options.logs.as_deref())?;
         let saved = Saved::load(&data).map_err(|error| match error {
-            ConnectionsError::Format { .. } => StartError::Format(error.to_string()),
-            ConnectionsError::Data(_) | ConnectionsError::Parse { .. } => {
-                StartError::State(error.to_string())
-            }
+            StateError::Format { .. } => StartError::Format(error.to_string()),
+            StateError::Data(_) | StateError::Parse { .. } => StartError::State(error.to_string()),
         })?;
         let socket = data.socket();
         let listener = http::bind(&socket)?;

@@ -10,12 +10,14 @@
 
 use std::cell::{Cell, Ref, RefCell};
 use std::collections::BTreeSet;
+use std::io::Read as _;
+use std::path::Path;
 use std::rc::Rc;
 
 use catalog::{Catalog, ConnectPlan, ConnectRequest, LogPlan};
 use datastore::ObjectName;
 use disk::{LogError, LogIdentity, LogState};
-use io::ShmFile;
+use io::{IoError, IoErrorKind, ShmFile};
 use model::{
     Code, ConnectVolume, ObjectKind, ObjectRef, Operation, Problem, Protocol, Reference, Severity,
 };
@@ -32,6 +34,9 @@ use crate::home::{Home, LOG_BYTES, Log, Opening, Place};
 use crate::problem::{Outcome, from_gone, from_io};
 use crate::tasks::{About, Progress};
 use crate::worker::Worker;
+
+/// Bytes of a log that are looked at when the rest cannot be.
+const LOG_HEAD: u64 = 4096;
 
 /// One connection.
 pub(super) struct Link {
@@ -140,18 +145,18 @@ impl Control {
         }
         let _working = self.work_on(&[volume], progress.id())?;
         let id = snapshot.unwrap_or(volume);
-        if let Some(link) = self.link(id) {
-            if link.is_live() {
-                return Err(Problem::new(
-                    Code::Connected,
-                    format!("{} is connected already.", record.name),
-                )
-                .hint("disconnect it first, or use its connection"));
-            }
-            self.drop_link(id).await?;
+        if self.link(id).is_some_and(|link| link.is_live()) {
+            return Err(Problem::new(
+                Code::Connected,
+                format!("{} is connected already.", record.name),
+            )
+            .hint("disconnect it first, or use its connection"));
         }
         progress.running("connecting");
+        // Before the old connection is forgotten: one whose log is another version's stays on record
+        // for that version.
         let found = self.found_log(volume).await?;
+        self.drop_link(id).await?;
         let plan = opened
             .catalog
             .connect(ConnectRequest {
@@ -298,31 +303,11 @@ impl Control {
         Some(cell.map_or_else(String::new, |(version, _)| format!("{version:?}")))
     }
 
-    /// The identity in the volume's log, where one survived. A log of another version is nothing to
-    /// guess about: only the program that wrote it can finish it (rule D2).
+    /// The identity in the volume's log, where one survived. A log of another version, and one that
+    /// cannot be read, is nothing to guess about: it may hold acknowledged writes (rule D2).
     async fn found_log(&self, volume: Uuid) -> Outcome<Option<catalog::LogIdentity>> {
         let path = self.shared.data.log(volume);
-        let found = self
-            .ring
-            .run_blocking(move || match ShmFile::open(&path, LOG_BYTES) {
-                Ok(memory) => disk::log_identity(&memory),
-                Err(_none_or_not_ours) => Err(LogError::Mismatch),
-            })
-            .await;
-        match found {
-            Ok(found) => Ok(Some(catalog::LogIdentity {
-                volume: found.volume,
-                boot_id: found.boot.to_string(),
-                generation: found.generation,
-                log_id: found.log,
-            })),
-            Err(error @ LogError::Version(_)) => Err(Problem::new(
-                Code::UnknownFormat,
-                format!("Its metadata log cannot be used: {error}."),
-            )
-            .hint("start the version that wrote it and stop it with: shale down")),
-            Err(LogError::Mismatch | LogError::Leaf { .. } | LogError::TooSmall(_)) => Ok(None),
-        }
+        self.ring.run_blocking(move || look_at_log(&path)).await
     }
 
     // --- disconnect ---
@@ -473,10 +458,16 @@ impl Control {
     }
 
     fn say_stopped(&self, link: &Link, why: &str) {
+        let name = self.name_of(link.entry().volume);
+        let hint = format!(
+            "restart its guest (its disk is as after a power cut), then: shale volume connect {name}"
+        );
+        self.say_not_served(link, why, &hint);
+    }
+
+    fn say_not_served(&self, link: &Link, why: &str, hint: &str) {
         let entry = link.entry();
-        let name = self
-            .find_if(entry.volume)
-            .map_or_else(|| entry.volume.to_string(), |(_, record)| record.name);
+        let name = self.name_of(entry.volume);
         // A snapshot's connection and its volume's own are different conditions.
         let kind = if entry.snapshot.is_some() { ObjectKind::Snapshot } else { ObjectKind::Volume };
         let object = ObjectRef { kind, id: entry.id(), name: name.clone() };
@@ -485,8 +476,12 @@ impl Control {
             Severity::Critical,
             object,
             format!("The connection of {name} was stopped: {why}"),
-            &format!("restart its guest (its disk is as after a power cut), then: shale volume connect {name}"),
+            hint,
         );
+    }
+
+    fn name_of(&self, volume: Uuid) -> String {
+        self.find_if(volume).map_or_else(|| volume.to_string(), |(_, record)| record.name)
     }
 
     // --- after a restart ---
@@ -536,6 +531,13 @@ impl Control {
                 }
                 Phase::Open => match self.resume(&opened, &link).await {
                     Ok(()) => tracing::info!(%volume, "connection resumed"),
+                    // Nothing was touched, and it stays on record: the version that knows the log
+                    // resumes it.
+                    Err(problem) if problem.code == Code::UnknownFormat => {
+                        let hint =
+                            "start the version of Shale that wrote it: it goes on from there";
+                        self.say_not_served(&link, &problem.detail, hint);
+                    }
                     Err(problem) => self.stopped(&link, &problem.detail).await,
                 },
             }
@@ -721,4 +723,44 @@ impl Control {
             tracing::debug!(%volume, detail = %problem.detail, "merging waits");
         }
     }
+}
+
+/// Blocks, so it is for a helper thread.
+fn look_at_log(path: &Path) -> Outcome<Option<catalog::LogIdentity>> {
+    let unknown = |why: String| {
+        let detail = format!("Its metadata log {} cannot be used: {why}.", path.display());
+        let hint = "start the version that wrote it and stop it with: shale down";
+        Err(Problem::new(Code::UnknownFormat, detail).hint(hint))
+    };
+    let memory = match ShmFile::open(path, LOG_BYTES) {
+        Ok(memory) => memory,
+        Err(error) if error.kind == IoErrorKind::NotFound => return Ok(None),
+        // Of another length: another version's, or one that was begun and never told to anybody.
+        Err(error) if error.kind == IoErrorKind::Corrupt => {
+            return match disk::log_version(&log_head(path)?) {
+                Some(version) => unknown(format!("{error}, and it is of version {version}")),
+                None => Ok(None),
+            };
+        }
+        Err(error) => return Err(from_io(&error)),
+    };
+    match disk::log_identity(&memory) {
+        Ok(found) => Ok(Some(catalog::LogIdentity {
+            volume: found.volume,
+            boot_id: found.boot.to_string(),
+            generation: found.generation,
+            log_id: found.log,
+        })),
+        Err(error @ LogError::Version(_)) => unknown(error.to_string()),
+        Err(LogError::Mismatch | LogError::Leaf { .. } | LogError::TooSmall(_)) => Ok(None),
+    }
+}
+
+/// Where a log of whatever version says what it is.
+fn log_head(path: &Path) -> Outcome<Vec<u8>> {
+    let mut head = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(LOG_HEAD).read_to_end(&mut head))
+        .map_err(|e| from_io(&IoError::system(format!("reading {}", path.display()), e)))?;
+    Ok(head)
 }

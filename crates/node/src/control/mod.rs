@@ -17,6 +17,7 @@ mod view;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,15 +30,16 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::alarms::Alarms;
-use crate::connections::{self, ConnectionsError};
+use crate::connections;
 use crate::data_dir::DataDir;
 use crate::events::Events;
 use crate::home::Home;
 use crate::problem::{Outcome, from_catalog};
+use crate::state::StateError;
 use crate::tasks::{About, Progress, Tasks};
 use crate::worker::Worker;
 
-use crate::transfer::places::Places;
+use crate::transfer::places::{self, Places};
 use crate::transfer::stream::Part;
 use link::Link;
 use stores::{Store, StoreEntry};
@@ -60,11 +62,17 @@ pub(crate) struct Shared {
 pub(crate) struct Saved {
     stores: Vec<StoreEntry>,
     connections: Vec<connections::Entry>,
+    /// What exports that were cut off left.
+    left: BTreeSet<PathBuf>,
 }
 
 impl Saved {
-    pub(crate) fn load(data: &DataDir) -> Result<Self, ConnectionsError> {
-        Ok(Self { stores: stores::load(data)?, connections: connections::load(data)? })
+    pub(crate) fn load(data: &DataDir) -> Result<Self, StateError> {
+        Ok(Self {
+            stores: stores::load(data)?,
+            connections: connections::load(data)?,
+            left: places::load(data)?,
+        })
     }
 }
 
@@ -98,7 +106,7 @@ impl Control {
         homes: Vec<Worker<Home>>,
         saved: Saved,
     ) -> Rc<Self> {
-        let places = Places::load(&ring, shared.data.state("transfers.json"));
+        let places = Places::new(&ring, &shared.data, saved.left);
         places.sweep().await;
         let control = Rc::new(Self {
             ring,

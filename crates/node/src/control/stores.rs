@@ -19,16 +19,15 @@ use uuid::Uuid;
 use super::running::Homes;
 use super::{Control, catalog_problem};
 use crate::alarms;
-use crate::connections::ConnectionsError;
 use crate::crash::{self, CrashStore};
-use crate::data_dir::{DataDir, read_file, replace_file};
+use crate::data_dir::{DataDir, replace_file};
 use crate::env::NodeEnv;
 use crate::events::now;
 use crate::problem::{Outcome, from_datastore};
+use crate::state::{self, FORMAT, StateError};
 use crate::tasks::{About, Progress};
 use crate::wait::until_free;
 
-const FORMAT: u32 = 1;
 const FILE: &str = "datastores.json";
 
 /// One line of the node's list.
@@ -45,15 +44,10 @@ struct Document {
     datastores: Vec<StoreEntry>,
 }
 
-pub(super) fn load(data: &DataDir) -> Result<Vec<StoreEntry>, ConnectionsError> {
-    let path = data.state(FILE);
-    let Some(bytes) = read_file(&path)? else { return Ok(Vec::new()) };
-    let document: Document = serde_json::from_slice(&bytes)
-        .map_err(|source| ConnectionsError::Parse { path: path.clone(), source })?;
-    if document.format != FORMAT {
-        return Err(ConnectionsError::Format { path, found: document.format });
-    }
-    Ok(document.datastores)
+pub(super) fn load(data: &DataDir) -> Result<Vec<StoreEntry>, StateError> {
+    let without = "datastores are not in use until they are created again with their directories";
+    let document: Option<Document> = state::load(&data.state(FILE), without)?;
+    Ok(document.map_or_else(Vec::new, |document| document.datastores))
 }
 
 /// A datastore and whether it can be used.

@@ -81,6 +81,11 @@ pub(super) fn data(data: &Path) -> Finding {
             .required()
             .advice("run as its owner, or choose another directory with --data");
     }
+    if !is_usable(&shown) {
+        return Finding::missing(NAME, facts("; it cannot be written"))
+            .required()
+            .advice("mount its file system for writing, or give its owner the right to write");
+    }
     if mode & 0o022 != 0 {
         return Finding::limited(NAME, facts("; others may write into it"))
             .required()

@@ -16,14 +16,32 @@ use blockio::{Access, FileDevice};
 use io::{IoErrorKind, Ring};
 use model::{Code, Problem};
 use rustix::fs::{CWD, RenameFlags};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::crash;
-use crate::data_dir::{read_file, replace_file};
+use crate::data_dir::{DataDir, replace_file};
 use crate::problem::{Outcome, from_io};
+use crate::state::{self, FORMAT, StateError};
 
 /// Confines what may be named.
 const ALLOWED: &str = "SHALE_TRANSFER_DIRS";
+
+const FILE: &str = "transfers.json";
+
+#[derive(Serialize, Deserialize)]
+struct Document {
+    format: u32,
+    /// Files and folders that exports make under temporary names.
+    temporary: BTreeSet<PathBuf>,
+}
+
+/// What the last process left.
+pub(crate) fn load(data: &DataDir) -> Result<BTreeSet<PathBuf>, StateError> {
+    let document: Option<Document> =
+        state::load(&data.state(FILE), "what exports left that were cut off stays where it is")?;
+    Ok(document.map_or_else(BTreeSet::new, |document| document.temporary))
+}
 
 /// What is out of bounds, and what lies around.
 pub(crate) struct Places {
@@ -53,19 +71,16 @@ pub(crate) struct Making {
 }
 
 impl Places {
-    /// Reads what a dead process left; [`Places::sweep`] removes it.
-    pub(crate) fn load(ring: &Ring, state: PathBuf) -> Self {
-        let listed = read_file(&state).ok().flatten();
-        let left =
-            listed.and_then(|bytes| serde_json::from_slice::<BTreeSet<PathBuf>>(&bytes).ok());
+    /// `left` is what a dead process left; [`Places::sweep`] removes it.
+    pub(crate) fn new(ring: &Ring, data: &DataDir, left: BTreeSet<PathBuf>) -> Self {
         let allowed = std::env::var_os(ALLOWED).map(|dirs| {
             let dirs = std::env::split_paths(&dirs).filter(|dir| dir.is_absolute());
             dirs.filter_map(|dir| dir.canonicalize().ok()).collect()
         });
         Self {
             ring: ring.clone(),
-            state,
-            left: RefCell::new(left.unwrap_or_default()),
+            state: data.state(FILE),
+            left: RefCell::new(left),
             saving: futures_util::lock::Mutex::new(()),
             allowed,
         }
@@ -90,7 +105,8 @@ impl Places {
 
     async fn save(&self) -> Outcome<()> {
         let _ordered = self.saving.lock().await;
-        let bytes = serde_json::to_vec_pretty(&*self.left.borrow()).expect("paths are in UTF-8");
+        let document = Document { format: FORMAT, temporary: self.left.borrow().clone() };
+        let bytes = serde_json::to_vec_pretty(&document).expect("paths are in UTF-8");
         let path = self.state.clone();
         let saved = self.ring.run_blocking(move || replace_file(&path, &bytes)).await;
         saved.map_err(|error| Problem::new(Code::IoError, format!("{error}.")))

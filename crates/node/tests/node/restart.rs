@@ -1,5 +1,6 @@
 //! Planned restarts resume what was connected; anything that looks like a power cut does not.
 
+use node::{Node, StartError};
 use serde_json::json;
 
 use crate::Host;
@@ -120,23 +121,65 @@ fn down_leaves_everything_clean() {
 fn a_log_of_another_version_is_left_alone() {
     let (mut host, store) = Host::with_store();
     let volume = host.api.volume(&store, "web", 64 * MIB);
-    host.api.connect(&volume);
+    let socket = host.api.connect(&volume);
+    Nbd::connect(&socket).unwrap().write(5 * MIB, &[6; 512]).unwrap();
     let log = host.logs().join(format!("{volume}.log"));
-    host.restart(|_| {
-        let mut bytes = std::fs::read(&log).unwrap();
-        for copy in [0, 512] {
-            bytes[copy + 8] = 99;
-            let crc = crc32c(&bytes[copy..copy + 88]);
-            bytes[copy + 88..copy + 92].copy_from_slice(&crc.to_le_bytes());
+    // Another version may also have logs of another length.
+    for (version, times) in [(99, 1), (99, 2), (1, 2)] {
+        let mut own = Vec::new();
+        let mut other = Vec::new();
+        host.restart(|_| {
+            own = std::fs::read(&log).unwrap();
+            other.clone_from(&own);
+            for copy in [0, 512] {
+                other[copy + 8] = version;
+                let crc = crc32c(&other[copy..copy + 88]);
+                other[copy + 88..copy + 92].copy_from_slice(&crc.to_le_bytes());
+            }
+            other.resize(own.len() * times, 0);
+            std::fs::write(&log, &other).unwrap();
+        });
+        let alarm = &host.api.get("/v1/alarms")[0];
+        assert_eq!(alarm["code"], "connection-stopped");
+        let told = format!("version {version}");
+        assert!(alarm["message"].as_str().unwrap().contains(&told), "{alarm}");
+        let path = format!("/v1/volumes/{volume}/connect");
+        assert_eq!(host.api.refused("POST", &path, &json!({})), "unknown-format");
+        assert!(std::fs::read(&log).unwrap() == other, "whoever wrote it can still use it");
+        // And does: the connection was not forgotten.
+        host.restart(|_| std::fs::write(&log, &own).unwrap());
+        assert_eq!(host.api.get("/v1/alarms"), json!([]));
+        let mut guest = Nbd::connect(&socket).unwrap();
+        assert_eq!(guest.read(5 * MIB, 512).unwrap(), [6; 512]);
+    }
+}
+
+#[test]
+fn state_of_another_version_is_refused_and_left_as_it_is() {
+    let (mut host, store) = Host::with_store();
+    let volume = host.api.volume(&store, "web", 64 * MIB);
+    let socket = host.api.connect(&volume);
+    host.restart(|host| {
+        for name in ["datastores.json", "connections.json", "transfers.json"] {
+            let path = host.dir.path().join("data/node").join(name);
+            let own = std::fs::read(&path).ok();
+            let newer = br#"{"format": 2, "what": ["nobody", "knows"]}"#;
+            std::fs::write(&path, newer).unwrap();
+            match Node::start(&crate::options(&host.dir)) {
+                Err(StartError::Format(text)) => {
+                    assert!(text.contains(name) && text.contains("format 2"), "{text}");
+                }
+                other => panic!("{name}: {other:?}"),
+            }
+            assert_eq!(std::fs::read(&path).unwrap(), newer);
+            match own {
+                Some(own) => std::fs::write(&path, own).unwrap(),
+                None => std::fs::remove_file(&path).unwrap(),
+            }
         }
-        std::fs::write(&log, bytes).unwrap();
     });
-    let alarm = &host.api.get("/v1/alarms")[0];
-    assert_eq!(alarm["code"], "connection-stopped");
-    assert!(alarm["message"].as_str().unwrap().contains("version 99"), "{alarm}");
-    let path = format!("/v1/volumes/{volume}/connect");
-    assert_eq!(host.api.refused("POST", &path, &json!({})), "unknown-format");
-    assert!(log.exists(), "whoever wrote it can still use it");
+    assert_eq!(host.api.get("/v1/alarms"), json!([]));
+    Nbd::connect(&socket).unwrap().write(0, &[1; 512]).unwrap();
 }
 
 /// The checksum of the log's identity, bit by bit.
