@@ -91,8 +91,7 @@ impl Store {
             .hint("it is only an index: move it away and run `shale datastore create NAME --dir PATH` for each datastore")
         };
         let db = Connection::open(path).map_err(failed)?;
-        db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")
-            .map_err(failed)?;
+        // before anything is set: another version's file stays as it is
         let format: i64 =
             db.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
         if format != 0 && format != FORMAT {
@@ -105,6 +104,8 @@ impl Store {
             )
             .hint("start the version of Shale that wrote it"));
         }
+        db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")
+            .map_err(failed)?;
         db.execute_batch(SCHEMA).map_err(failed)?;
         db.pragma_update(None, "user_version", FORMAT).map_err(failed)?;
         // a request that a crash cut off has no answer; its objects carry names, so that a retry
