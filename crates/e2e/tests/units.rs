@@ -74,15 +74,14 @@ impl Host {
         ensure!(line.starts_with("/usr/bin/shale "), "{name} runs {line}");
         ensure!(line.contains(" --data /var/lib/shale"), "{name} works elsewhere: {line}");
         ensure!(only(&unit, "StateDirectory")? == "shale");
-        Ok(line
-            .split_whitespace()
+        line.split_whitespace()
             .map(|word| match word {
                 "/usr/bin/shale" => binary().map(|path| path.display().to_string()),
                 "/var/lib/shale" => Ok(self.data().display().to_string()),
                 "127.0.0.1:7070" => Ok(self.listen.clone()),
                 word => Ok(word.to_owned()),
             })
-            .collect::<Result<_>>()?)
+            .collect()
     }
 
     fn start(&mut self, name: &'static str) -> Result<()> {

@@ -26,7 +26,7 @@ pub(crate) fn install() -> Result<()> {
         return Ok(());
     }
     let is_qemu = |package: &&str| package.starts_with("qemu-");
-    if missing.iter().any(|package| is_qemu(&package)) {
+    if missing.iter().any(|package| is_qemu(package)) {
         missing.extend(TOOLS.iter().map(|(_, package)| *package).filter(is_qemu));
     }
     let names: Vec<_> = missing.into_iter().collect();
