@@ -28,7 +28,8 @@ use crate::txn::Plan;
 use crate::volumes::{base_layer, cancelled, one};
 
 /// Space is given back in aligned pieces of this many bytes.
-const HOLE: u64 = 64 << 10;
+const HOLE_LEN: usize = 64 << 10;
+const HOLE: u64 = HOLE_LEN as u64;
 
 impl Catalog {
     /// What [`Catalog::convert`] would do.
@@ -120,7 +121,7 @@ impl Catalog {
             ConversionWay::GiveBack => self.give_back_leaf(record, kind, title, progress).await?,
             ConversionWay::Rewrite => self.rewrite(record, kind, title, progress).await?,
         };
-        let origins = self.owners_of_paths(&old_layers, volume);
+        let origins = self.origins_of(&old_layers, volume);
         drop(held);
         if plan.way == ConversionWay::Rewrite {
             for owner in [volume].into_iter().chain(origins) {
@@ -204,7 +205,9 @@ impl Catalog {
     ) -> Result<VolumeRecord> {
         let leaf = Layer::open(self.store(), record.current.layer, false, Access::Write).await?;
         let end = leaf.end();
-        let fixed = record.fixed_layer;
+        // One that clones read is left alone: they could not open it meanwhile.
+        let unshared = self.unshared(&record);
+        let fixed = record.fixed_layer.filter(|layer| unshared.contains(layer));
         let rewrites = vec![footer_at(&leaf, end)];
         drop(leaf);
         let plan = Plan { title, puts: vec![of_kind(record, kind)], rewrites, ..Plan::default() };
@@ -229,8 +232,8 @@ impl Catalog {
     async fn punch_unwritten(&self, layer: Uuid) -> Result<()> {
         let leaf = Layer::open(self.store(), layer, false, Access::Write).await?;
         for entry in leaf.bat.iter().flatten() {
-            let (mut at, end) = (leaf.image.data_at(*entry).bytes(), 0);
-            let end = end.max(at + BLOCK_BYTES);
+            let mut at = leaf.image.data_at(*entry).bytes();
+            let end = at + BLOCK_BYTES;
             while at < end {
                 let extents = leaf.file().extents(ByteRange::new(at, end - at)).await?;
                 for extent in &extents {
@@ -261,11 +264,9 @@ impl Catalog {
             let len = BLOCK_BYTES.min(size - at);
             let part = buf.slice(0, ByteCount(len).as_len());
             layer::read_into(&*file, at, &part).await?;
-            for (piece, start) in part
-                .to_vec()
-                .chunks(ByteCount(HOLE).as_len())
-                .zip((at..).step_by(ByteCount(HOLE).as_len()))
-            {
+            let bytes = part.to_vec();
+            let pieces = bytes.chunks(HOLE_LEN).zip((at..).step_by(HOLE_LEN));
+            for (piece, start) in pieces {
                 if piece.len() as u64 == HOLE && piece.iter().all(|byte| *byte == 0) {
                     let range = ByteRange::new(start, HOLE);
                     let (how, effort) = (Clear::Deallocate, Effort::Any);
@@ -336,18 +337,6 @@ impl Catalog {
     async fn blocks_of(&self, record: &VolumeRecord) -> Result<u64> {
         let leaf = Layer::open(self.store(), record.current.layer, false, Access::Read).await?;
         Ok(leaf.blocks().len() as u64)
-    }
-
-    /// Volumes other than `volume` that own layers at or below `layers`.
-    fn owners_of_paths(&self, layers: &[Uuid], volume: Uuid) -> Vec<Uuid> {
-        let mut owners: Vec<Uuid> = self.with(|state| {
-            let below = layers.iter().flat_map(|layer| state.tree.path_so_far(*layer));
-            below.filter_map(|layer| state.tree.get(layer)?.owner).collect()
-        });
-        owners.sort_unstable();
-        owners.dedup();
-        owners.retain(|owner| *owner != volume);
-        owners
     }
 }
 

@@ -193,7 +193,7 @@ impl Catalog {
         let mut drops = record.layers.clone();
         let depth = |layer: &Uuid| self.with(|state| state.tree.path_so_far(*layer).len());
         drops.sort_by_cached_key(|layer| std::cmp::Reverse(depth(layer)));
-        let origin_layers = self.origins_of(&record);
+        let origin_layers = self.origins_of(&record.layers, volume);
         let title = format!("delete {}", record.name);
         let plan = Plan { title, removes: Some(volume), drops, ..Plan::default() };
         let begun = self.begin(plan).await?;
@@ -208,15 +208,15 @@ impl Catalog {
         Ok(())
     }
 
-    /// Volumes whose layers `record` stands on.
-    fn origins_of(&self, record: &VolumeRecord) -> Vec<Uuid> {
+    /// Volumes other than `volume` whose layers `layers` stand on.
+    pub(crate) fn origins_of(&self, layers: &[Uuid], volume: Uuid) -> Vec<Uuid> {
         let mut owners: Vec<Uuid> = self.with(|state| {
-            let below = record.layers.iter().flat_map(|layer| state.tree.path_so_far(*layer));
+            let below = layers.iter().flat_map(|layer| state.tree.path_so_far(*layer));
             below.filter_map(|layer| state.tree.get(layer)?.owner).collect()
         });
         owners.sort_unstable();
         owners.dedup();
-        owners.retain(|owner| *owner != record.uuid);
+        owners.retain(|owner| *owner != volume);
         owners
     }
 }
