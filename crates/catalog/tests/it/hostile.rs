@@ -78,6 +78,20 @@ fn flipped_bytes_are_an_error_or_a_sound_object() {
     for other in [r#"{"type":"volume","format":2}"#, r#"{"format":1}"#, "[]", "", "\0", "{}"] {
         assert!(Record::decode(record.0, other.as_bytes()).is_err(), "{other}");
     }
+    // Right in all but the version.
+    let newer = |bytes: &[u8]| {
+        let text = std::str::from_utf8(bytes).unwrap();
+        assert!(text.contains("\"format\": 1"), "{text}");
+        text.replacen("\"format\": 1", "\"format\": 2", 1).into_bytes()
+    };
+    for error in [
+        Record::decode(record.0, &newer(&record.1)).unwrap_err(),
+        Cell::decode(cell.0, &newer(&cell.1)).unwrap_err(),
+        Intent::decode(record.0, &newer(&intent.encode())).unwrap_err(),
+    ] {
+        assert_eq!(error.code, Code::RecordUnreadable);
+        assert!(error.to_string().contains("format 2"), "{error}");
+    }
 }
 
 #[test]
