@@ -50,7 +50,6 @@ impl Inner {
         let mut parts = pieces(start, len);
         let Some(first) = parts.next() else { return Ok(()) };
         match parts.next() {
-            _ if self.is_flat() && self.write_flat(at, from, caller).await? => {}
             None => self.write_piece(first, from, caller).await?,
             Some(second) => {
                 let all = [first, second].into_iter().chain(parts);
@@ -73,6 +72,9 @@ impl Inner {
         caller: &Caller,
     ) -> Result<()> {
         let data = from.slice(piece.at, piece.len as usize * 512);
+        if self.is_flat() && self.write_flat(piece.on_disk().start, &data, caller).await? {
+            return Ok(());
+        }
         loop {
             let entry = self.enter(piece.block, caller).await?;
             if !self.rules.d1_eligible_after_data {

@@ -130,5 +130,11 @@ fn a_thin_template_is_deployed_as_fixed() -> Result<()> {
     shale.cli(&["template", "create", "gold", "--from", "gold"])?;
     shale.cli(&["template", "deploy", "gold", "--name", "web", "--full", "--kind", "fixed"])?;
     ensure!(kind_of(&shale, "web")? == "fixed" && used(&shale, "web")? >= 32 * MIB, "not fixed");
-    in_use(&shale, "web", |uri| tools::expect(uri, &[data]))
+    let more = Fill { byte: 4, at: 10 * MIB + 512, len: 20 * MIB };
+    in_use(&shale, "web", |uri| {
+        tools::expect(uri, &[data])?;
+        tools::write(uri, &[more])?;
+        tools::expect(uri, &[data, more])
+    })?;
+    in_use(&shale, "web", |uri| tools::expect(uri, &[data, more]))
 }

@@ -360,7 +360,7 @@ fn summary(host: &Host) -> BTreeMap<String, Value> {
             name,
             json!({
                 "size": volume["size"], "snapshots": names, "bytes": bytes,
-                "state": volume["state"],
+                "state": volume["state"], "kind": volume["kind"],
             }),
         );
     }

@@ -25,9 +25,8 @@ pub(crate) fn install() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let is_qemu = |package: &&str| package.starts_with("qemu-");
     if missing.iter().any(|package| is_qemu(package)) {
-        missing.extend(TOOLS.iter().map(|(_, package)| *package).filter(is_qemu));
+        missing.extend(TOOLS.iter().map(|(_, package)| *package).filter(|name| is_qemu(name)));
     }
     let names: Vec<_> = missing.into_iter().collect();
     let list = names.join(" ");
@@ -79,6 +78,11 @@ fn debian_12() -> Result<bool> {
     let release = fs::read_to_string("/etc/os-release").context("what system is this?")?;
     let has = |line: &str| release.lines().any(|other| other.replace('"', "") == line);
     Ok(has("ID=debian") && has("VERSION_ID=12"))
+}
+
+/// Whether the package is one of QEMU's, which are of one version.
+fn is_qemu(package: &str) -> bool {
+    package.starts_with("qemu-")
 }
 
 /// Adds the backports suite beside the machine's own source of `bookworm`: the same place, the same
