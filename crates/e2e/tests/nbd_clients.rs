@@ -93,7 +93,8 @@ fn nbdinfo_reads_what_is_offered() -> Result<()> {
     let nbdinfo = need::tool("/usr/bin/nbdinfo")?;
     let server = Server::start(8 * MIB, false)?;
     for uri in [&server.unix, &server.tcp] {
-        let told = json(Command::new(nbdinfo).args(["--json", uri]))?;
+        // its guess at the content is made by another program, which may not be there
+        let told = json(Command::new(nbdinfo).args(["--json", "--no-content", uri]))?;
         let export = &told["exports"][0];
         ensure!(told["structured"] == true && told["protocol"] == "newstyle-fixed", "{told}");
         ensure!(export["export-size"] == 8 * MIB && export["description"] == "a disk in memory");
@@ -104,7 +105,8 @@ fn nbdinfo_reads_what_is_offered() -> Result<()> {
         }
         ensure!(export["is_read_only"] == false && export["block_size_minimum"] == 512);
     }
-    let listed = json(Command::new(nbdinfo).args(["--json", "--list", &server.unix]))?;
+    let listed =
+        json(Command::new(nbdinfo).args(["--json", "--no-content", "--list", &server.unix]))?;
     ensure!(listed["exports"][0]["export-name"] == "disk", "{listed}");
     ensure!(server.close()?.accepted >= 3);
     let server = Server::start(MIB, true)?;
