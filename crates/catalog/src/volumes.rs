@@ -136,7 +136,7 @@ impl Catalog {
         if bytes == 0 {
             return Ok(());
         }
-        let free = self.store().space().await?.free.0;
+        let free = self.store().free().await?.0;
         if bytes > free {
             let message =
                 format!("cannot {doing}: {} are needed and {} are free", mib(bytes), mib(free));

@@ -215,8 +215,11 @@ pub trait FileStore {
     /// Makes all names created so far durable.
     fn sync_names(&self) -> Io<'_, Result<()>>;
 
-    /// Space, measured now.
+    /// Space, measured now: every object is looked at.
     fn space(&self) -> Io<'_, Result<Space>>;
+
+    /// [`Space::free`] alone, which costs the same however many objects there are.
+    fn free(&self) -> Io<'_, Result<ByteCount>>;
 
     /// The path at which the kernel (a loop device, a tool) can open the file.
     fn kernel_path(&self, name: &ObjectName) -> Option<PathBuf>;

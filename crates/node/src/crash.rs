@@ -14,7 +14,7 @@ use datastore::{
     Access, Capabilities, Expected, FileStore, Identity, Kind, ObjectInfo, ObjectName, Result,
     Space, Staged, Version,
 };
-use io::{BlockFile, Io};
+use io::{BlockFile, ByteCount, Io};
 
 struct Armed {
     /// None: any point counts.
@@ -124,6 +124,10 @@ impl FileStore for CrashStore {
 
     fn space(&self) -> Io<'_, Result<Space>> {
         self.0.space()
+    }
+
+    fn free(&self) -> Io<'_, Result<ByteCount>> {
+        self.0.free()
     }
 
     fn kernel_path(&self, name: &ObjectName) -> Option<PathBuf> {

@@ -340,6 +340,10 @@ impl FileStore for SimStore {
         })
     }
 
+    fn free(&self) -> Io<'_, Result<ByteCount>> {
+        Box::pin(async move { Ok(self.space().await?.free) })
+    }
+
     fn kernel_path(&self, _name: &ObjectName) -> Option<PathBuf> {
         None
     }

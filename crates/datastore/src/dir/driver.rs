@@ -227,6 +227,10 @@ impl FileStore for DirStore {
         Box::pin(self.blocking(Inner::space))
     }
 
+    fn free(&self) -> Io<'_, Result<ByteCount>> {
+        Box::pin(self.blocking(Inner::free))
+    }
+
     fn kernel_path(&self, name: &ObjectName) -> Option<PathBuf> {
         Some(self.inner.path_of(name))
     }

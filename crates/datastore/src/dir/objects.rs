@@ -211,15 +211,24 @@ impl Inner {
             overhead += files::used(&stat);
             used += self.list(kind)?.iter().map(|object| object.used.0).sum::<u64>();
         }
-        let system = rustix::fs::fstatvfs(&self.place.fd).map_err(failed)?;
+        let (total, free) = self.system_space()?;
+        let (used_by_store, overhead) = (ByteCount(used), ByteCount(overhead));
+        Ok(Space { total, free, used_by_store, overhead })
+    }
+
+    pub(super) fn free(&self) -> Result<ByteCount> {
+        Ok(self.system_space()?.1)
+    }
+
+    /// What the file system has in all, and what of it guests may still take.
+    fn system_space(&self) -> Result<(ByteCount, ByteCount)> {
+        let system = rustix::fs::fstatvfs(&self.place.fd).map_err(|error| {
+            let doing = format!("cannot measure the space of {}", self.place.path.display());
+            DatastoreError::Io(IoError::system(doing, error.into()))
+        })?;
         let bytes = |blocks: u64| blocks.saturating_mul(system.f_frsize);
         let free = bytes(system.f_bavail).saturating_sub(self.head_room.missing());
-        Ok(Space {
-            total: ByteCount(bytes(system.f_blocks)),
-            free: ByteCount(free),
-            used_by_store: ByteCount(used),
-            overhead: ByteCount(overhead),
-        })
+        Ok((ByteCount(bytes(system.f_blocks)), ByteCount(free)))
     }
 
     /// Whether `len` more bytes would leave the head-room alone, where no file holds it.
@@ -227,7 +236,7 @@ impl Inner {
         if !self.head_room.is_counted() {
             return Ok(true);
         }
-        Ok(self.space()?.free >= len)
+        Ok(self.free()? >= len)
     }
 }
 
