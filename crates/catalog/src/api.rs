@@ -11,7 +11,7 @@ use crate::record::{Snapshot, VolumeKind, VolumeRecord};
 pub struct NewVolume {
     /// Its name.
     pub name: String,
-    /// Its size, a multiple of 512 up to 2040 GiB.
+    /// Its size, a multiple of 512 up to 64 TiB.
     pub size: ByteCount,
     /// How it takes space.
     pub kind: VolumeKind,
@@ -198,10 +198,10 @@ pub struct ConnectPlan {
     pub read_only: bool,
     /// Size of the disk in bytes.
     pub size: u64,
-    /// Whether the leaf keeps all its space, so that discards only zero (rule N2).
+    /// Whether the leaves keep all their space, so that discards only zero (rule N2).
     pub reserves: bool,
-    /// The chain, leaf first.
-    pub layers: Vec<LayerRef>,
+    /// The chain of each segment in order, leaf first.
+    pub segments: Vec<Vec<LayerRef>>,
     /// The log to keep; None for read-only connections.
     pub log: Option<LogIdentity>,
     /// What becomes of the log.

@@ -17,6 +17,7 @@ use crate::intent::Intent;
 use crate::layer;
 use crate::locks::{Held, Locks, Names, Pace};
 use crate::record::{Record, Snapshot, VolumeRecord, is_name};
+use crate::segments::Tip;
 use crate::tree::{Broken, Node, Tree};
 use crate::txn;
 
@@ -130,6 +131,26 @@ impl Catalog {
         .ok_or_else(|| not_found(name_or_uuid))
     }
 
+    /// How many layers a read of what the volume is now may pass through, its origin's included.
+    ///
+    /// # Errors
+    /// `not-found`.
+    pub fn chain_length(&self, volume: Uuid) -> Result<usize> {
+        let record = self.volume(volume)?;
+        let layers = record.current.tip.layers().iter();
+        Ok(self.with(|state| {
+            layers.map(|layer| state.tree.path_so_far(*layer).len()).max().unwrap_or(0)
+        }))
+    }
+
+    /// How many segments the volume has, each with a chain and, while it is written, a log of its own.
+    ///
+    /// # Errors
+    /// `not-found`.
+    pub fn segments(&self, volume: Uuid) -> Result<usize> {
+        Ok(self.volume(volume)?.current.tip.layers().len())
+    }
+
     /// What is running on the volume, in words.
     #[must_use]
     pub fn running_on(&self, volume: Uuid) -> Option<String> {
@@ -187,8 +208,8 @@ impl Catalog {
                     depth,
                     children,
                     is_current_parent: record.current.parent == Some(snapshot.uuid),
-                    clones: self.clones_on(volume, snapshot.layer),
-                    used: used.get(&snapshot.layer).copied().unwrap_or_default(),
+                    clones: self.clones_on(volume, &snapshot.tip),
+                    used: used_by(&used, snapshot.tip.layers()),
                 });
             }
             next.extend(roots.iter().rev().map(|id| (Some(*id), 0)));
@@ -196,10 +217,10 @@ impl Catalog {
         Ok(nodes)
     }
 
-    fn clones_on(&self, volume: Uuid, layer: Uuid) -> Vec<Named> {
+    fn clones_on(&self, volume: Uuid, tip: &Tip) -> Vec<Named> {
         self.with(|state| {
-            let owners =
-                state.tree.children(layer).filter_map(|child| state.tree.get(child)?.owner);
+            let children = tip.layers().iter().flat_map(|layer| state.tree.children(*layer));
+            let owners = children.filter_map(|child| state.tree.get(child)?.owner);
             let foreign: BTreeSet<Uuid> = owners.filter(|owner| *owner != volume).collect();
             foreign.iter().filter_map(|id| state.volumes.get(id)).map(named).collect()
         })
@@ -365,17 +386,22 @@ impl Catalog {
         })
     }
 
-    /// The layer and size that a source stands for.
-    pub(crate) fn source_tip(&self, source: Source) -> Result<(VolumeRecord, Uuid, u64)> {
+    /// The chain of each segment, leaf first.
+    pub(crate) fn chains(&self, tip: &Tip) -> Result<Vec<Vec<(Uuid, Node)>>> {
+        tip.layers().iter().map(|layer| self.chain(*layer)).collect()
+    }
+
+    /// The tip and size that a source stands for.
+    pub(crate) fn source_tip(&self, source: Source) -> Result<(VolumeRecord, Tip, u64)> {
         let record = self.volume(source.volume)?;
-        let (layer, size) = match source.snapshot {
-            None => (record.current.layer, record.size),
+        let (tip, size) = match source.snapshot {
+            None => (record.current.tip.clone(), record.size),
             Some(id) => {
                 let snapshot = find_snapshot(&record, id)?;
-                (snapshot.layer, snapshot.size)
+                (snapshot.tip.clone(), snapshot.size)
             }
         };
-        Ok((record, layer, size))
+        Ok((record, tip, size))
     }
 
     /// Refuses what needs the volume at rest: disconnected, closed cleanly, its leaf unread.
@@ -448,21 +474,29 @@ impl State {
         self.volumes.values().flat_map(|volume| volume.layers.iter().copied()).collect()
     }
 
-    /// The size that a record gives to a layer that is a tip, and that record's name.
+    /// The size that a record gives to a layer that is part of a tip, and that record's name.
     fn sizes_of_tips(&self) -> BTreeMap<Uuid, (u64, String)> {
-        let tips = |volume: &VolumeRecord| {
-            let current = (volume.current.layer, (volume.size, volume.name.clone()));
-            let of_snapshot = |s: &Snapshot| (s.layer, (s.size, volume.name.clone()));
-            let snapshots: Vec<_> = volume.snapshots.iter().map(of_snapshot).collect();
-            snapshots.into_iter().chain([current])
-        };
-        self.volumes.values().flat_map(tips).collect()
+        let mut sizes = BTreeMap::new();
+        for volume in self.volumes.values() {
+            for (tip, size) in volume.tips() {
+                let layout = volume.layout_at(size);
+                let layers = tip.layers().iter().enumerate();
+                sizes.extend(
+                    layers.map(|(at, layer)| (*layer, (layout.size_of(at), volume.name.clone()))),
+                );
+            }
+        }
+        sizes
     }
 }
 
+/// What `layers` take together.
+pub(crate) fn used_by(used: &BTreeMap<Uuid, ByteCount>, layers: &[Uuid]) -> ByteCount {
+    ByteCount(layers.iter().filter_map(|layer| used.get(layer)).map(|used| used.0).sum())
+}
+
 fn usage_of(record: &VolumeRecord, used: &BTreeMap<Uuid, ByteCount>) -> VolumeUsage {
-    let own = record.layers.iter().filter_map(|layer| used.get(layer));
-    let used: u64 = own.map(|used| used.0).sum();
+    let used = used_by(used, &record.layers).0;
     let reserved = if record.reserves() { record.size.saturating_sub(used) } else { 0 };
     VolumeUsage {
         provisioned: ByteCount(record.size),
@@ -558,7 +592,7 @@ async fn load_layers(store: &dyn FileStore, state: &mut State) -> Result<()> {
     let mut fixed: BTreeSet<Uuid> = BTreeSet::new();
     for volume in state.volumes.values() {
         owners.extend(volume.layers.iter().map(|layer| (*layer, volume.uuid)));
-        fixed.extend(volume.fixed_layer);
+        fixed.extend(&volume.fixed_layers);
     }
     let sizes = state.sizes_of_tips();
     // Of those the record may be ahead.

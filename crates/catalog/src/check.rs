@@ -16,6 +16,7 @@ use crate::intent::Intent;
 use crate::layer;
 use crate::locks::Pace;
 use crate::record::{Current, Record, VolumeKind, VolumeRecord};
+use crate::segments::{Layout, MAX_SEGMENT};
 use crate::tree::Broken;
 use crate::txn::{Plan, cell_value};
 use crate::volumes::one;
@@ -221,8 +222,8 @@ impl Catalog {
                 }
                 self.audit_layer(record, *layer, &mut broken).await?;
             }
-            for tip in record.snapshots.iter().map(|s| s.layer).chain([record.current.layer]) {
-                if let Err(error) = self.chain(tip) {
+            for (tip, _) in record.tips() {
+                if let Err(error) = self.chains(tip) {
                     broken.push(format!("{}: {error}", record.name));
                 }
             }
@@ -282,7 +283,7 @@ impl Catalog {
         layer: Uuid,
         broken: &mut Vec<String>,
     ) -> Result<()> {
-        let fixed = record.fixed_layer == Some(layer);
+        let fixed = record.is_fixed(layer);
         let found = match read_node(self.store(), layer, fixed).await {
             Ok(found) => found,
             Err(error) => {
@@ -303,10 +304,10 @@ impl Catalog {
         if node.owner != Some(record.uuid) {
             broken.push(format!("layer {layer} of {} is indexed as another's", record.name));
         }
-        let size = match record.snapshots.iter().find(|s| s.layer == layer) {
-            Some(snapshot) => Some(snapshot.size),
-            None => (record.current.layer == layer).then_some(record.size),
-        };
+        let size = record.tips().find_map(|(tip, size)| {
+            let at = tip.layers().iter().position(|own| *own == layer)?;
+            Some(record.layout_at(size).size_of(at))
+        });
         if size.is_some_and(|size| size != found.size) {
             broken.push(format!("layer {layer} of {} has {} bytes", record.name, found.size));
         }
@@ -391,8 +392,9 @@ impl Catalog {
             let message = format!("layer {above} stands on layer {leaf}: it may not be written");
             return Err(CatalogError::new(Code::HasDependents, message).hint("adopt that one"));
         }
-        let mut record = self.new_record(name.to_owned(), node.size, VolumeKind::Thin, None);
-        record.current = Current { layer: leaf, parent: None, unreserved: false };
+        let layout = Layout { size: node.size, segment: MAX_SEGMENT };
+        let mut record = self.new_record(name.to_owned(), layout, VolumeKind::Thin, None);
+        record.current = Current { tip: leaf.into(), parent: None, unreserved: false };
         record.layers =
             chain.iter().filter(|(_, n)| n.owner.is_none()).map(|(uuid, _)| *uuid).collect();
         let title = format!("adopt layer {leaf} as {name}");

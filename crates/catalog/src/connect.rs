@@ -15,6 +15,7 @@ use crate::cell::{Cell, VolumeCell};
 use crate::error::{CatalogError, Code, Result};
 use crate::locks::{Pace, Pinned};
 use crate::record::VolumeRecord;
+use crate::tree::Node;
 use crate::txn::session;
 
 /// An open connection.
@@ -39,10 +40,17 @@ impl Catalog {
         let held = self.hold(&[request.volume], &what, Pace::Short).await?;
         let source = Source { volume: request.volume, snapshot: request.snapshot };
         let (record, tip, size) = self.source_tip(source)?;
-        let chain = self.chain(tip)?;
-        let layers: Vec<LayerRef> = chain
+        let chains = self.chains(&tip)?;
+        let segments = chains
             .iter()
-            .map(|(uuid, node)| LayerRef { uuid: *uuid, size: node.size, fixed: node.fixed })
+            .map(|chain| {
+                let layer = |(uuid, node): &(Uuid, Node)| LayerRef {
+                    uuid: *uuid,
+                    size: node.size,
+                    fixed: node.fixed,
+                };
+                chain.iter().map(layer).collect()
+            })
             .collect();
         let read_only = request.read_only || request.snapshot.is_some();
         let mut plan = ConnectPlan {
@@ -51,7 +59,7 @@ impl Catalog {
             read_only,
             size,
             reserves: record.reserves(),
-            layers,
+            segments,
             log: None,
             log_plan: LogPlan::Fresh,
             clean: true,
@@ -60,7 +68,7 @@ impl Catalog {
             if request.snapshot.is_none() {
                 self.at_rest(&record, "read")?;
             }
-            let layers: Vec<Uuid> = chain.iter().map(|(uuid, _)| *uuid).collect();
+            let layers: Vec<Uuid> = chains.iter().flatten().map(|(uuid, _)| *uuid).collect();
             Some(
                 self.locks()
                     .pin(&layers, &format!("reading of {} by {}", record.name, request.holder)),
@@ -90,7 +98,7 @@ impl Catalog {
             return Err(CatalogError::new(Code::VolumeConnected, message)
                 .hint("disconnect it there first, or connect a snapshot of it read-only"));
         }
-        if let Some(reader) = self.locks().reader_of([record.current.layer]) {
+        if let Some(reader) = self.locks().reader_of(record.current.tip.layers().iter().copied()) {
             return Err(CatalogError::busy(&record.name, &reader));
         }
         let (expected, old) = session(self.store(), record.uuid).await?;

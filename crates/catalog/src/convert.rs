@@ -17,15 +17,17 @@ use io::{ByteCount, ByteRange, Clear, Durability, Effort, ExtentKind, IoBuf, Req
 use uuid::Uuid;
 
 use crate::api::{Conversion, ConversionWay};
-use crate::catalog::{Catalog, refuse_template};
+use crate::catalog::{Catalog, refuse_template, used_by};
+use crate::content::DiskReader;
 use crate::env::Progress;
 use crate::error::{CatalogError, Code, Named, Result};
-use crate::intent::{CutBack, NewLayer, Piece, Rewrite};
+use crate::intent::{CutBack, Piece, Rewrite};
 use crate::layer::{self, Layer, block_count, header_pieces};
 use crate::locks::Pace;
 use crate::record::{Current, Origin, VolumeKind, VolumeRecord};
+use crate::segments::Tip;
 use crate::txn::Plan;
-use crate::volumes::{base_layer, cancelled, one};
+use crate::volumes::{base_layers, cancelled, one};
 
 /// Space is given back in aligned pieces of this many bytes.
 const HOLE_LEN: usize = 64 << 10;
@@ -41,10 +43,8 @@ impl Catalog {
         refuse_template(&record, "convert")?;
         self.can_hold(kind)?;
         let used = self.used_by_layer().await?;
-        let used_by = |layers: &[Uuid]| -> u64 {
-            layers.iter().filter_map(|layer| used.get(layer)).map(|used| used.0).sum()
-        };
-        let leaf = used_by(&[record.current.layer]);
+        let used_by = |layers: &[Uuid]| used_by(&used, layers).0;
+        let leaves = used_by(record.current.tip.layers());
         let loses = if kind == VolumeKind::Fixed && record.kind != kind {
             record.snapshots.len()
         } else {
@@ -61,17 +61,17 @@ impl Catalog {
         Ok(match way {
             ConversionWay::Relabel => nothing,
             ConversionWay::Reserve => {
-                Conversion { way, takes: ByteCount(record.size.saturating_sub(leaf)), ..nothing }
+                Conversion { way, takes: ByteCount(record.size.saturating_sub(leaves)), ..nothing }
             }
             // What its blocks do not use is known when it is looked at.
             ConversionWay::GiveBack => {
                 let blocks = self.blocks_of(&record).await?.saturating_mul(BLOCK_BYTES);
-                Conversion { way, frees: ByteCount(leaf.saturating_sub(blocks)), ..nothing }
+                Conversion { way, frees: ByteCount(leaves.saturating_sub(blocks)), ..nothing }
             }
             ConversionWay::Rewrite => {
-                let chain: Vec<Uuid> =
-                    self.chain(record.current.layer)?.into_iter().map(|(uuid, _)| uuid).collect();
-                let stored = used_by(&chain).min(record.size);
+                let chains = self.chains(&record.current.tip)?;
+                let layers: Vec<Uuid> = chains.iter().flatten().map(|(uuid, _)| *uuid).collect();
+                let stored = used_by(&layers).min(record.size);
                 let takes = if kind == VolumeKind::Thin { stored } else { record.size };
                 Conversion {
                     way,
@@ -117,8 +117,8 @@ impl Catalog {
                 let begun = self.begin(Plan { title, puts: vec![put], ..Plan::default() }).await?;
                 one(self.commit(begun).await?)?
             }
-            ConversionWay::Reserve => self.reserve_leaf(record, kind, title).await?,
-            ConversionWay::GiveBack => self.give_back_leaf(record, kind, title, progress).await?,
+            ConversionWay::Reserve => self.reserve_leaves(record, kind, title).await?,
+            ConversionWay::GiveBack => self.give_back_leaves(record, kind, title, progress).await?,
             ConversionWay::Rewrite => self.rewrite(record, kind, title, progress).await?,
         };
         let origins = self.origins_of(&old_layers, volume);
@@ -164,63 +164,83 @@ impl Catalog {
             .related(dependents))
     }
 
-    /// Takes the space that the leaf lacks: all of it, so that no later write can fail for want of it.
-    async fn reserve_leaf(
+    /// The leaves that are not fixed files, which have their space anyway, open for writing.
+    async fn sparse_leaves(&self, record: &VolumeRecord) -> Result<Vec<Layer>> {
+        let mut leaves = Vec::new();
+        for layer in record.current.tip.layers() {
+            if !record.is_fixed(*layer) {
+                leaves.push(Layer::open(self.store(), *layer, false, Access::Write).await?);
+            }
+        }
+        Ok(leaves)
+    }
+
+    /// Takes the space that the leaves lack: all of it, so that no later write can fail for want of it.
+    async fn reserve_leaves(
         &self,
         record: VolumeRecord,
         kind: VolumeKind,
         title: String,
     ) -> Result<VolumeRecord> {
-        let leaf = Layer::open(self.store(), record.current.layer, false, Access::Write).await?;
-        let unplaced = u64::from(block_count(leaf.size())) - leaf.blocks().len() as u64;
-        let old_end = leaf.end();
-        let end = old_end.plus(unplaced * BLOCK_STRIDE_SECTORS);
+        let leaves = self.sparse_leaves(&record).await?;
+        let full_end = |leaf: &Layer| {
+            let unplaced = u64::from(block_count(leaf.size())) - leaf.blocks().len() as u64;
+            leaf.end().plus(unplaced * BLOCK_STRIDE_SECTORS)
+        };
+        let as_before =
+            |leaf: &Layer| CutBack { layer: leaf.uuid, len: leaf.end().bytes(), scratch: None };
         let plan = Plan {
             title,
             puts: vec![of_kind(record, kind)],
-            rewrites: vec![footer_at(&leaf, end)],
-            cut_back: vec![CutBack { layer: leaf.uuid, len: old_end.bytes(), scratch: None }],
+            rewrites: leaves.iter().map(|leaf| footer_at(leaf, full_end(leaf))).collect(),
+            cut_back: leaves.iter().map(as_before).collect(),
             ..Plan::default()
         };
         let begun = self.begin(plan).await?;
         let built = async {
-            // The old footer goes: places for blocks are zero until they are taken.
-            leaf.truncate(old_end.bytes()).await?;
-            leaf.file().reserve(ByteRange::new(0, end.bytes() + SECTOR)).await?;
-            leaf.flush().await
+            for leaf in &leaves {
+                // The old footer goes: places for blocks are zero until they are taken.
+                leaf.truncate(leaf.end().bytes()).await?;
+                let full = ByteRange::new(0, full_end(leaf).bytes() + SECTOR);
+                leaf.file().reserve(full).await?;
+                leaf.flush().await?;
+            }
+            Ok(())
         }
         .await;
-        // Both undoing and finishing open the file again, as its only holder.
-        drop(leaf);
+        // Both undoing and finishing open the files again, as their only holder.
+        drop(leaves);
         one(self.conclude(begun, built).await?)
     }
 
-    /// Gives back what the leaf keeps beyond its data, and the zeros of a fixed layer below it.
-    async fn give_back_leaf(
+    /// Gives back what the leaves keep beyond their data, and the zeros of fixed layers below them.
+    async fn give_back_leaves(
         &self,
         record: VolumeRecord,
         kind: VolumeKind,
         title: String,
         progress: &dyn Progress,
     ) -> Result<VolumeRecord> {
-        let leaf = Layer::open(self.store(), record.current.layer, false, Access::Write).await?;
-        let end = leaf.end();
+        let leaves = self.sparse_leaves(&record).await?;
         // One that clones read is left alone: they could not open it meanwhile.
         let unshared = self.unshared(&record);
-        let fixed = record.fixed_layer.filter(|layer| unshared.contains(layer));
-        let rewrites = vec![footer_at(&leaf, end)];
-        drop(leaf);
+        let mut fixed = record.fixed_layers.clone();
+        fixed.retain(|layer| unshared.contains(layer));
+        let rewrites = leaves.iter().map(|leaf| footer_at(leaf, leaf.end())).collect();
+        drop(leaves);
         let plan = Plan { title, puts: vec![of_kind(record, kind)], rewrites, ..Plan::default() };
         let begun = self.begin(plan).await?;
         let made = one(self.commit(begun).await?)?;
         // It is thin now. That space comes back too changes no byte that anybody reads, and may stop
         // anywhere.
         let punched = async {
-            self.punch_unwritten(made.current.layer).await?;
-            match fixed {
-                Some(layer) => self.punch_zeros(layer, progress).await,
-                None => Ok(()),
+            for leaf in made.current.tip.layers() {
+                self.punch_unwritten(*leaf).await?;
             }
+            for layer in fixed {
+                self.punch_zeros(layer, progress).await?;
+            }
+            Ok::<(), CatalogError>(())
         };
         if let Err(error) = punched.await {
             tracing::warn!(volume = %made.name, %error, "some space is not given back yet");
@@ -289,29 +309,32 @@ impl Catalog {
         title: String,
         progress: &dyn Progress,
     ) -> Result<VolumeRecord> {
-        let chain = self.chain(record.current.layer)?;
+        let layout = record.layout();
+        let chains = self.chains(&record.current.tip)?;
         let drops = self.unshared(&record);
-        let new = self.env().new_uuid();
+        let new: Vec<Uuid> = chains.iter().map(|_| self.env().new_uuid()).collect();
         let mut put = of_kind(record, kind);
         put.snapshots.clear();
-        put.current = Current { layer: new, parent: None, unreserved: false };
+        put.current = Current { tip: Tip::new(new.clone()), parent: None, unreserved: false };
         put.layers.retain(|layer| !drops.contains(layer));
-        put.layers.push(new);
-        put.fixed_layer = put.fixed_layer.filter(|layer| put.layers.contains(layer));
+        put.fixed_layers.retain(|layer| !drops.contains(layer));
+        put.layers.extend(&new);
         if kind == VolumeKind::Fixed {
-            if put.fixed_layer.is_some() {
+            if !put.fixed_layers.is_empty() {
                 let message = format!("clones of {} still stand on its old fixed layer", put.name);
                 return Err(CatalogError::new(Code::HasDependents, message)
                     .hint("delete them first, or convert them to volumes of their own")
                     .related(self.dependents(put.uuid)));
             }
-            put.fixed_layer = Some(new);
+            put.fixed_layers = new;
         }
         put.origin = put.origin.map(|origin| Origin { linked: false, ..origin });
-        let base: NewLayer = base_layer(&put);
-        let plan = Plan { title, puts: vec![put], creates: vec![base], drops, ..Plan::default() };
+        let bases = base_layers(&put);
+        let from = DiskReader::open(self.store(), layout, &chains).await?;
+        let creates = bases.clone();
+        let plan = Plan { title, puts: vec![put], creates, drops, ..Plan::default() };
         let begun = self.begin(plan).await?;
-        let built = self.fill(&base, &chain, kind, progress).await;
+        let built = self.fill(&bases, layout, from, kind, progress).await;
         one(self.conclude(begun, built).await?)
     }
 
@@ -335,21 +358,32 @@ impl Catalog {
     }
 
     async fn blocks_of(&self, record: &VolumeRecord) -> Result<u64> {
-        let leaf = Layer::open(self.store(), record.current.layer, false, Access::Read).await?;
-        Ok(leaf.blocks().len() as u64)
+        let mut blocks = 0;
+        for layer in record.current.tip.layers() {
+            if !record.is_fixed(*layer) {
+                let leaf = Layer::open(self.store(), *layer, false, Access::Read).await?;
+                blocks += leaf.blocks().len() as u64;
+            }
+        }
+        Ok(blocks)
     }
 }
 
 /// How `record` becomes a volume of `kind`.
 fn way(record: &VolumeRecord, kind: VolumeKind) -> ConversionWay {
-    let leaf_is_fixed = record.fixed_layer == Some(record.current.layer);
+    // of several segments, as they grew and merged, some may be fixed files and others not
+    let is_fixed = |layer: &Uuid| record.is_fixed(*layer);
+    let leaves = record.current.tip.layers();
+    let (some_fixed, all_fixed) = (leaves.iter().any(is_fixed), leaves.iter().all(is_fixed));
     let lacks_space = record.kind == VolumeKind::Thin || record.current.unreserved;
     match (record.kind, kind) {
-        (VolumeKind::Fixed, VolumeKind::Fixed) if leaf_is_fixed => ConversionWay::Relabel,
-        (_, _) if leaf_is_fixed => ConversionWay::Rewrite,
+        (VolumeKind::Fixed, VolumeKind::Fixed) if all_fixed => ConversionWay::Relabel,
+        (VolumeKind::Fixed, VolumeKind::Fixed) if lacks_space => ConversionWay::Reserve,
+        (VolumeKind::Fixed, VolumeKind::Fixed) => ConversionWay::Relabel,
+        (_, _) if some_fixed => ConversionWay::Rewrite,
         (VolumeKind::Thin | VolumeKind::Lazy, VolumeKind::Fixed) => ConversionWay::Rewrite,
-        (_, VolumeKind::Fixed | VolumeKind::Lazy) if lacks_space => ConversionWay::Reserve,
-        (_, VolumeKind::Fixed | VolumeKind::Lazy) => ConversionWay::Relabel,
+        (_, VolumeKind::Lazy) if lacks_space => ConversionWay::Reserve,
+        (_, VolumeKind::Lazy) => ConversionWay::Relabel,
         (VolumeKind::Thin, VolumeKind::Thin) => ConversionWay::Relabel,
         (VolumeKind::Fixed | VolumeKind::Lazy, VolumeKind::Thin) => ConversionWay::GiveBack,
     }
@@ -379,6 +413,7 @@ fn footer_at(layer: &Layer, end: Sector) -> Rewrite {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::segments::MAX_SEGMENT;
 
     fn record(kind: VolumeKind, fixed_leaf: bool, unreserved: bool) -> VolumeRecord {
         let layer = Uuid::from_u128(1);
@@ -393,9 +428,10 @@ mod tests {
             template: false,
             origin: None,
             snapshots: Vec::new(),
-            current: Current { layer, parent: None, unreserved },
+            current: Current { tip: layer.into(), parent: None, unreserved },
             layers: vec![layer],
-            fixed_layer: fixed_leaf.then_some(layer),
+            fixed_layers: fixed_leaf.then_some(layer).into_iter().collect(),
+            segment: MAX_SEGMENT,
         }
     }
 

@@ -11,17 +11,18 @@ use io::{BlockFile, ByteCount, ByteRange, IoBuf};
 use uuid::Uuid;
 
 use crate::api::{CopyTarget, DiffExtent, Source};
-use crate::catalog::{Catalog, find_snapshot};
+use crate::catalog::{Catalog, find_snapshot, used_by};
+use crate::content::DiskReader;
 use crate::env::Progress;
 use crate::error::{CatalogError, Code, Result};
 use crate::intent::NewLayer;
 use crate::layer::{self, Layer, block_count};
 use crate::locks::Pace;
 use crate::record::{Origin, VolumeKind, VolumeRecord};
-use crate::target::{Chunk, SizeKnown, Target};
+use crate::segments::Tip;
 use crate::tree::Node;
 use crate::txn::Plan;
-use crate::volumes::{base_layer, cancelled, one};
+use crate::volumes::{base_layers, one};
 
 /// Most volumes that one operation makes.
 const MAX_CLONES: usize = 1000;
@@ -50,17 +51,20 @@ impl Catalog {
             return Err(CatalogError::new(Code::BadRequest, message)
                 .hint("take a snapshot and clone that, or make a template of it, or copy it"));
         }
-        self.chain_has_room(&record.name, parent)?;
+        self.chain_has_room(&record.name, &parent)?;
+        let layout = record.layout_at(size);
         let taken = self.take_names(&names)?;
         let origin = Origin { volume: record.uuid, snapshot: source.snapshot, linked: true };
         let count = names.len();
         let puts: Vec<VolumeRecord> = names
             .into_iter()
-            .map(|name| self.new_record(name, size, VolumeKind::Thin, Some(origin.clone())))
+            .map(|name| self.new_record(name, layout, VolumeKind::Thin, Some(origin.clone())))
             .collect();
+        let on_parent =
+            |(new, parent): (NewLayer, &Uuid)| NewLayer { parent: Some(*parent), ..new };
         let creates: Vec<NewLayer> = puts
             .iter()
-            .map(|clone| NewLayer { parent: Some(parent), ..base_layer(clone) })
+            .flat_map(|clone| base_layers(clone).into_iter().zip(parent.layers()).map(on_parent))
             .collect();
         let title = match (count, puts.first()) {
             (1, Some(clone)) => format!("clone {} to {}", record.name, clone.name),
@@ -68,21 +72,15 @@ impl Catalog {
         };
         let begun =
             self.begin(Plan { title, puts, creates: creates.clone(), ..Plan::default() }).await?;
-        let mut built = Ok(());
-        for new in &creates {
-            built = layer::create_sparse(self.store(), new, self.env().now_ms(), false).await;
-            if built.is_err() {
-                break;
-            }
-        }
+        let built = self.create_leaves(&creates, false).await;
         let made = self.conclude(begun, built).await?;
         drop((taken, held));
         Ok(made)
     }
 
     /// Refuses one more layer on a chain that is as long as it may be.
-    pub(crate) fn chain_has_room(&self, name: &str, tip: Uuid) -> Result<()> {
-        let layers = self.chain(tip)?.len();
+    pub(crate) fn chain_has_room(&self, name: &str, tip: &Tip) -> Result<()> {
+        let layers = self.chains(tip)?.iter().map(Vec::len).max().unwrap_or(0);
         if layers < MAX_CHAIN {
             return Ok(());
         }
@@ -108,8 +106,8 @@ impl Catalog {
         if source.snapshot.is_none() {
             self.at_rest(&record, "copy")?;
         }
-        let chain = self.chain(tip)?;
-        let layers: Vec<Uuid> = chain.iter().map(|(uuid, _)| *uuid).collect();
+        let chains = self.chains(&tip)?;
+        let layers: Vec<Uuid> = chains.iter().flatten().map(|(uuid, _)| *uuid).collect();
         let pinned =
             self.locks().pin(&layers, &format!("a copy of {} to {}", record.name, target.name));
         drop(held);
@@ -118,7 +116,7 @@ impl Catalog {
         self.can_hold(kind)?;
         let names = self.take_names(std::slice::from_ref(&target.name))?;
         let used = self.used_by_layer().await?;
-        let stored: u64 = layers.iter().filter_map(|l| used.get(l)).map(|used| used.0).sum();
+        let stored = used_by(&used, &layers).0;
         let title = format!("copy {} to {}", record.name, target.name);
         let needed = match kind {
             VolumeKind::Thin => stored.min(size),
@@ -126,48 +124,17 @@ impl Catalog {
         };
         self.has_room(needed, &title).await?;
         let origin = Origin { volume: record.uuid, snapshot: source.snapshot, linked: false };
-        let mut new = self.new_record(target.name, size, kind, Some(origin));
+        let from = DiskReader::open(self.store(), record.layout_at(size), &chains).await?;
+        let layout = self.new_layout(size);
+        let mut new = self.new_record(target.name, layout, kind, Some(origin));
         new.template = target.template;
-        let layer = base_layer(&new);
-        let plan = Plan { title, puts: vec![new], creates: vec![layer], ..Plan::default() };
-        let begun = self.begin(plan).await?;
-        let built = self.fill(&layer, &chain, kind, progress).await;
+        let layers = base_layers(&new);
+        let creates = layers.clone();
+        let begun = self.begin(Plan { title, puts: vec![new], creates, ..Plan::default() }).await?;
+        let built = self.fill(&layers, layout, from, kind, progress).await;
         let made = self.conclude(begun, built).await?;
         drop((names, pinned));
         one(made)
-    }
-
-    /// Makes the file of `new`, a base layer, with all that `chain` holds.
-    pub(crate) async fn fill(
-        &self,
-        new: &NewLayer,
-        chain: &[(Uuid, Node)],
-        kind: VolumeKind,
-        progress: &dyn Progress,
-    ) -> Result<()> {
-        let size = new.size;
-        let mut from = Chain::open(self.store(), chain).await?;
-        let mut to = self.fill_new(new, kind).await?;
-        progress.phase("copying", size);
-        for block in 0..block_count(size) {
-            if progress.cancelled() {
-                return Err(cancelled());
-            }
-            match from.block(block, size).await? {
-                Some(bytes) => to.put(&Chunk::whole(block, bytes)).await?,
-                None => to.skip(block).await?,
-            }
-            progress.advance(((u64::from(block) + 1) * BLOCK_BYTES).min(size));
-        }
-        to.close_as_begun().await
-    }
-
-    /// Starts to fill the file of a new layer; a volume that is not thin has its space at once.
-    pub(crate) async fn fill_new(&self, layer: &NewLayer, kind: VolumeKind) -> Result<Target> {
-        let plan = layer::plan_new(layer, self.env().now_ms())?;
-        let file = layer::make_file(self.store(), layer.layer).await?;
-        let reserve = kind != VolumeKind::Thin && self.store().capabilities().reserve;
-        Target::over(file, plan, SizeKnown::Now, reserve).await
     }
 
     /// Where two points in time of a volume differ. `from` None: the empty disk. `to` None: what the
@@ -186,27 +153,46 @@ impl Catalog {
         if to.is_none() {
             self.at_rest(&record, "compare")?;
         }
-        let later = self.chain(tip)?;
         let earlier = match from {
-            Some(id) => self.chain(find_snapshot(&record, id)?.layer)?,
+            Some(id) => self.chains(&find_snapshot(&record, id)?.tip)?,
             None => Vec::new(),
         };
-        let both: Vec<Uuid> = later.iter().chain(&earlier).map(|(uuid, _)| *uuid).collect();
+        let later = self.chains(&tip)?;
+        let both: Vec<Uuid> =
+            later.iter().chain(&earlier).flatten().map(|(uuid, _)| *uuid).collect();
         let pinned = self.locks().pin(&both, &format!("a comparison of {}", record.name));
         drop(held);
 
+        let mut extents: Vec<DiffExtent> = Vec::new();
+        let layout = record.layout_at(size);
+        for (at, later) in later.iter().enumerate() {
+            let earlier = earlier.get(at).map_or(&[][..], Vec::as_slice);
+            let segment = (layout.start_of(at) / SECTOR, layout.size_of(at));
+            self.diff_segment(segment, earlier, later, &mut extents).await?;
+        }
+        drop(pinned);
+        Ok(extents)
+    }
+
+    /// The same of one segment: where it starts in the disk, in sectors, and its size in bytes.
+    async fn diff_segment(
+        &self,
+        (first_sector, size): (u64, u64),
+        earlier: &[(Uuid, Node)],
+        later: &[(Uuid, Node)],
+        extents: &mut Vec<DiffExtent>,
+    ) -> Result<()> {
         let only = |a: &[(Uuid, Node)], b: &[(Uuid, Node)]| -> Vec<(Uuid, Node)> {
             a.iter().filter(|(uuid, _)| b.iter().all(|(other, _)| other != uuid)).copied().collect()
         };
         let mut differing = Vec::new();
-        for (uuid, node) in only(&later, &earlier).into_iter().chain(only(&earlier, &later)) {
+        for (uuid, node) in only(later, earlier).into_iter().chain(only(earlier, later)) {
             differing.push(Layer::open(self.store(), uuid, node.fixed, Access::Read).await?);
         }
         let mut blocks: Vec<u32> = differing.iter().flat_map(Layer::blocks).collect();
         blocks.sort_unstable();
         blocks.dedup();
-        let mut chain = Chain::open(self.store(), &later).await?;
-        let mut extents: Vec<DiffExtent> = Vec::new();
+        let mut chain = Chain::open(self.store(), later).await?;
         for block in blocks.into_iter().filter(|block| *block < block_count(size)) {
             let mut changed = Bitmap::empty();
             for layer in &differing {
@@ -217,12 +203,11 @@ impl Catalog {
                 if set {
                     let from = start + u64::from(first);
                     let end = (from + u64::from(len)).min(size / SECTOR);
-                    chain.describe(from, end, &mut extents).await?;
+                    chain.describe(from, end, first_sector, extents).await?;
                 }
             }
         }
-        drop(pinned);
-        Ok(extents)
+        Ok(())
     }
 }
 
@@ -307,13 +292,20 @@ impl Chain {
         Ok(false)
     }
 
-    /// Appends the sectors `from..end` to `extents`, told apart by whether they are stored.
-    async fn describe(&mut self, from: u64, end: u64, extents: &mut Vec<DiffExtent>) -> Result<()> {
+    /// Appends the sectors `from..end` of this segment, whose first is `base` in the disk, to `extents`,
+    /// told apart by whether they are stored.
+    async fn describe(
+        &mut self,
+        from: u64,
+        end: u64,
+        base: u64,
+        extents: &mut Vec<DiffExtent>,
+    ) -> Result<()> {
         let mut at = from;
         while at < end {
             let (len, place) = self.map(at, end).await?;
             let next = DiffExtent {
-                range: ByteRange::new(at * SECTOR, len * SECTOR),
+                range: ByteRange::new((base + at) * SECTOR, len * SECTOR),
                 zero: place.is_none(),
             };
             match extents.last_mut() {

@@ -5,6 +5,7 @@ use io::Io;
 use uuid::Uuid;
 
 use crate::error::Result;
+use crate::segments::{MAX_SEGMENT, Tip};
 
 /// Clock, UUIDs and the boot's identity: the simulator supplies its own.
 pub trait Env {
@@ -14,6 +15,10 @@ pub trait Env {
     fn new_uuid(&self) -> Uuid;
     /// Identity of this boot of the host: a log in memory outlives the process, not the boot.
     fn boot_id(&self) -> String;
+    /// Bytes of each segment but the last of new volumes: whole blocks, up to [`MAX_SEGMENT`].
+    fn segment_bytes(&self) -> u64 {
+        MAX_SEGMENT
+    }
 }
 
 /// The disks that run on this host, as far as operations on their volumes need them. Implemented by
@@ -21,17 +26,17 @@ pub trait Env {
 pub trait Running {
     /// Whether a disk of the volume is open for writing here.
     fn is_connected(&self, volume: Uuid) -> bool;
-    /// While the guest goes on: flushes most dirty metadata and opens `leaf`, whose file is durable, so
-    /// that the gate is short.
-    fn prepare(&self, volume: Uuid, leaf: Uuid) -> Io<'_, Result<()>>;
+    /// While the guest goes on: flushes most dirty metadata and opens `leaves`, whose files are durable,
+    /// so that the gate is short.
+    fn prepare(&self, volume: Uuid, leaves: Tip) -> Io<'_, Result<()>>;
     /// Holds new guest requests, drains the others, and ends in a full flush (rules D4, R1).
     fn gate(&self, volume: Uuid) -> Io<'_, Result<()>>;
-    /// After the commit: the disk goes on in `leaf`, which was prepared.
-    fn switch(&self, volume: Uuid, leaf: Uuid) -> Io<'_, Result<()>>;
-    /// Lets guest requests go on; also when the commit did not happen, or the gate was never shut. A
-    /// leaf that was prepared and not taken is let go.
+    /// After the commit: the disk goes on in `leaves`, which were prepared.
+    fn switch(&self, volume: Uuid, leaves: Tip) -> Io<'_, Result<()>>;
+    /// Lets guest requests go on; also when the commit did not happen, or the gate was never shut.
+    /// Leaves that were prepared and not taken are let go.
     fn ungate(&self, volume: Uuid) -> Io<'_, ()>;
-    /// Nobody can tell which leaf the volume's record names: its disk must not write any more, not
+    /// Nobody can tell which leaves the volume's record names: its disk must not write any more, not
     /// even what waits at the gate, until the volume is connected again.
     fn abandon(&self, volume: Uuid) -> Io<'_, ()>;
 }
@@ -44,13 +49,13 @@ impl Running for NothingRuns {
     fn is_connected(&self, _volume: Uuid) -> bool {
         false
     }
-    fn prepare(&self, _volume: Uuid, _leaf: Uuid) -> Io<'_, Result<()>> {
+    fn prepare(&self, _volume: Uuid, _leaves: Tip) -> Io<'_, Result<()>> {
         Box::pin(async { Ok(()) })
     }
     fn gate(&self, _volume: Uuid) -> Io<'_, Result<()>> {
         Box::pin(async { Ok(()) })
     }
-    fn switch(&self, _volume: Uuid, _leaf: Uuid) -> Io<'_, Result<()>> {
+    fn switch(&self, _volume: Uuid, _leaves: Tip) -> Io<'_, Result<()>> {
         Box::pin(async { Ok(()) })
     }
     fn ungate(&self, _volume: Uuid) -> Io<'_, ()> {

@@ -14,12 +14,14 @@ use uuid::Uuid;
 
 use crate::api::Source;
 use crate::catalog::Catalog;
+use crate::content::DiskReader;
 use crate::copy::Chain;
 use crate::env::Progress;
 use crate::error::{CatalogError, Code, Result};
-use crate::layer::{self, Layer, block_count};
+use crate::layer::{self, Layer};
 use crate::locks::{Pace, Pinned};
 use crate::record::VolumeRecord;
+use crate::segments::{MAX_SEGMENT, Tip};
 use crate::target::{Chunk, SizeKnown, Target};
 use crate::tree::Node;
 use crate::volumes::cancelled;
@@ -31,8 +33,7 @@ const TOGETHER: u32 = 8;
 
 /// A point in time of a volume, open for reading.
 pub struct ReadPoint {
-    chain: Chain,
-    size: u64,
+    content: DiskReader,
     _pinned: Pinned,
 }
 
@@ -65,7 +66,8 @@ pub enum Branches {
 /// A file of a folder of VHDs.
 #[derive(Clone, Debug)]
 pub struct BranchFile {
-    /// Its name: `VOLUME.vhd`, `VOLUME@SNAPSHOT.vhd`, or `LAYER.vhd` where no name is left.
+    /// Its name: `VOLUME.vhd`, `VOLUME@SNAPSHOT.vhd`, or `LAYER.vhd` where no name is left. Of a volume
+    /// of several segments the second one's files end in `.2.vhd`, and so on.
     pub name: String,
     /// Size of its disk.
     pub size: ByteCount,
@@ -83,7 +85,7 @@ pub struct BranchReader {
 
 impl std::fmt::Debug for ReadPoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ReadPoint").field("size", &self.size).finish_non_exhaustive()
+        f.debug_struct("ReadPoint").field("size", &self.content.size()).finish_non_exhaustive()
     }
 }
 
@@ -101,11 +103,12 @@ impl Catalog {
     pub async fn read_point(&self, source: Source) -> Result<ReadPoint> {
         let held = self.hold(&[source.volume], "the start of an export", Pace::Short).await?;
         let (record, tip, size) = self.exportable(source)?;
-        let layers = self.chain(tip)?;
-        let pinned = self.pin_for_export(&record, layers.iter().map(|(layer, _)| *layer));
+        let chains = self.chains(&tip)?;
+        let layers = chains.iter().flatten().map(|(layer, _)| *layer);
+        let pinned = self.pin_for_export(&record, layers);
         drop(held);
-        let chain = Chain::open(self.store(), &layers).await?;
-        Ok(ReadPoint { chain, size, _pinned: pinned })
+        let content = DiskReader::open(self.store(), record.layout_at(size), &chains).await?;
+        Ok(ReadPoint { content, _pinned: pinned })
     }
 
     /// Opens the layers below a source, or those of all snapshots, too.
@@ -115,14 +118,14 @@ impl Catalog {
     pub async fn read_branches(&self, source: Source, which: Branches) -> Result<BranchReader> {
         let held = self.hold(&[source.volume], "the start of an export", Pace::Short).await?;
         let (record, tip, _) = self.exportable(source)?;
-        let mut tips: Vec<Uuid> = match which {
+        let mut tips: Vec<Tip> = match which {
             Branches::Own => Vec::new(),
-            Branches::All => record.snapshots.iter().map(|snapshot| snapshot.layer).collect(),
+            Branches::All => record.snapshots.iter().map(|s| s.tip.clone()).collect(),
         };
-        tips.push(tip);
+        tips.push(tip.clone());
         let mut layers: Vec<(Uuid, Node)> = Vec::new();
-        for tip in tips {
-            for (layer, node) in self.chain(tip)?.into_iter().rev() {
+        for chain in tips.iter().map(|tip| self.chains(tip)).collect::<Result<Vec<_>>>()?.concat() {
+            for (layer, node) in chain.into_iter().rev() {
                 if !layers.iter().any(|(known, _)| *known == layer) {
                     layers.push((layer, node));
                 }
@@ -132,7 +135,7 @@ impl Catalog {
         let files = layers
             .iter()
             .map(|(layer, node)| BranchFile {
-                name: file_name(&record, tip, *layer),
+                name: file_name(&record, &tip, *layer),
                 size: ByteCount(node.size),
                 layer: *layer,
                 parent: node.parent.and_then(place),
@@ -143,7 +146,7 @@ impl Catalog {
         Ok(BranchReader { files, _pinned: pinned })
     }
 
-    fn exportable(&self, source: Source) -> Result<(VolumeRecord, Uuid, u64)> {
+    fn exportable(&self, source: Source) -> Result<(VolumeRecord, Tip, u64)> {
         let (record, tip, size) = self.source_tip(source)?;
         if source.snapshot.is_none() {
             self.at_rest(&record, "export").map_err(|error| match error.code {
@@ -218,13 +221,13 @@ impl ReadPoint {
     /// Size of the disk in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.size
+        self.content.size()
     }
 
     /// Blocks of 2 MiB that the disk has.
     #[must_use]
     pub fn blocks(&self) -> u32 {
-        block_count(self.size)
+        self.content.blocks()
     }
 
     /// The content of a block, as much as the disk has of it; None where it is all zero.
@@ -232,7 +235,7 @@ impl ReadPoint {
     /// # Errors
     /// `corrupt`, or if the datastore fails.
     pub async fn block(&mut self, block: u32) -> Result<Option<Vec<u8>>> {
-        let content = self.chain.block(block, self.size).await?;
+        let content = self.content.block(block).await?;
         Ok(content.filter(|bytes| bytes.iter().any(|byte| *byte != 0)))
     }
 
@@ -248,8 +251,9 @@ impl ReadPoint {
         now_ms: u64,
         progress: &dyn Progress,
     ) -> Result<()> {
-        let (size, now) = (SectorCount::whole_in(self.size), Timestamp::from_unix(now_ms / 1000));
-        progress.phase("exporting", self.size);
+        let size = SectorCount::whole_in(self.size());
+        let now = Timestamp::from_unix(now_ms / 1000);
+        progress.phase("exporting", self.size());
         let plan = match format {
             FlatFormat::Raw => {
                 self.write_raw(&*to, progress).await?;
@@ -273,7 +277,7 @@ impl ReadPoint {
             if let Some(bytes) = self.block(block).await? {
                 target.put(&Chunk::whole(block, bytes)).await?;
             }
-            progress.advance(((u64::from(block) + 1) * BLOCK_BYTES).min(self.size));
+            progress.advance(((u64::from(block) + 1) * BLOCK_BYTES).min(self.size()));
         }
         target.close_as_begun().await
     }
@@ -291,8 +295,9 @@ impl ReadPoint {
         now_ms: u64,
         progress: &dyn Progress,
     ) -> Result<()> {
-        let (size, now) = (SectorCount::whole_in(self.size), Timestamp::from_unix(now_ms / 1000));
-        progress.phase("exporting", self.size);
+        let size = SectorCount::whole_in(self.size());
+        let now = Timestamp::from_unix(now_ms / 1000);
+        progress.phase("exporting", self.size());
         let plan = match format {
             FlatFormat::Raw => None,
             FlatFormat::Fixed => Some(create::fixed(uuid, size, now).map_err(bad_size)?),
@@ -307,17 +312,17 @@ impl ReadPoint {
             if progress.cancelled() {
                 return Err(cancelled());
             }
-            let len = visible_len(block, self.size);
+            let len = visible_len(block, self.size());
             if sparse.is_none() {
-                let bytes = self.chain.block(block, self.size).await?;
+                let bytes = self.content.block(block).await?;
                 to.put(bytes.unwrap_or_else(|| vec![0; len])).await?;
             } else if stored.binary_search(&block).is_ok() {
                 let mut bytes = layer::bitmap_page(&Bitmap::full()).to_vec();
-                bytes.extend(self.chain.block(block, self.size).await?.unwrap_or_default());
+                bytes.extend(self.content.block(block).await?.unwrap_or_default());
                 bytes.resize(layer::PAGE_LEN + ByteCount(BLOCK_BYTES).as_len(), 0);
                 to.put(bytes).await?;
             }
-            progress.advance(((u64::from(block) + 1) * BLOCK_BYTES).min(self.size));
+            progress.advance(((u64::from(block) + 1) * BLOCK_BYTES).min(self.size()));
         }
         match plan {
             Some(plan) => to.put(create::footer_for(&plan.image).to_vec()).await,
@@ -331,7 +336,7 @@ impl ReadPoint {
         let mut table = vec![0xff; ByteCount(plan.len - plan.image.bat_at.bytes()).as_len()];
         let mut next = plan.image.first_free.page_up();
         for block in 0..self.blocks() {
-            if self.chain.stores(block, self.size).await? {
+            if self.content.stores(block).await? {
                 let entry = bat::encode_entry(Some(layer::entry_at(next)));
                 table[block as usize * entry.len()..][..entry.len()].copy_from_slice(&entry);
                 next = layer::place_after(next);
@@ -346,7 +351,7 @@ impl ReadPoint {
     }
 
     async fn write_raw(&mut self, to: &dyn BlockFile, progress: &dyn Progress) -> Result<()> {
-        to.truncate(ByteCount(self.size)).await?;
+        to.truncate(ByteCount(self.size())).await?;
         for block in 0..self.blocks() {
             if progress.cancelled() {
                 return Err(cancelled());
@@ -358,7 +363,7 @@ impl ReadPoint {
                     layer::write(to, at, &IoBuf::copied(piece)).await?;
                 }
             }
-            progress.advance((start + BLOCK_BYTES).min(self.size));
+            progress.advance((start + BLOCK_BYTES).min(self.size()));
         }
         Ok(())
     }
@@ -378,14 +383,21 @@ async fn begin(to: Rc<dyn BlockFile>, plan: image::Result<NewImage>) -> Result<T
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
 fn bad_size(error: FormatError) -> CatalogError {
-    CatalogError::new(Code::BadSize, error.to_string())
+    CatalogError::new(Code::BadSize, error.to_string()).hint(format!(
+        "one VHD holds up to {} GiB; export it as raw or qcow2, or as a folder of VHDs (--chain)",
+        MAX_SEGMENT >> 30
+    ))
 }
 
-fn file_name(record: &VolumeRecord, tip: Uuid, layer: Uuid) -> String {
-    let snapshot = record.snapshots.iter().find(|snapshot| snapshot.layer == layer);
-    match snapshot {
-        _ if layer == tip => format!("{}.vhd", record.name),
-        Some(snapshot) => format!("{}@{}.vhd", record.name, snapshot.name),
+fn file_name(record: &VolumeRecord, tip: &Tip, layer: Uuid) -> String {
+    let place = |tip: &Tip| tip.layers().iter().position(|own| *own == layer);
+    let part = |at: usize| if at == 0 { String::new() } else { format!(".{}", at + 1) };
+    if let Some(at) = place(tip) {
+        return format!("{}{}.vhd", record.name, part(at));
+    }
+    let named = record.snapshots.iter().find_map(|s| Some((&s.name, place(&s.tip)?)));
+    match named {
+        Some((snapshot, at)) => format!("{}@{snapshot}{}.vhd", record.name, part(at)),
         None => format!("{layer}.vhd"),
     }
 }

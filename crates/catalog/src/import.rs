@@ -6,16 +6,17 @@
 //! Where the bytes come from is not known here, and nothing of it is trusted: chunks are bounded, and
 //! a source that fails, or is cancelled, leaves nothing behind.
 
-use image::{MAX_SECTORS, NewImage, SECTOR};
+use image::SECTOR;
 use io::{ByteCount, Io};
 
 use crate::catalog::{Catalog, check_name};
 use crate::env::Progress;
 use crate::error::{CatalogError, Code, Result};
 use crate::intent::NewLayer;
-use crate::layer;
 use crate::record::{MAX_SNAPSHOTS, Snapshot, VolumeKind, VolumeRecord};
-use crate::target::{Chunk, SizeKnown, Target, check_chunk};
+use crate::segments::{Layout, MAX_SEGMENT, Tip};
+use crate::snapshots::tip_of;
+use crate::target::{Chunk, SizeKnown, check_chunk};
 use crate::txn::Plan;
 use crate::volumes::{cancelled, check_size, one};
 
@@ -97,15 +98,18 @@ impl Catalog {
         let built = async {
             progress.phase("importing", whole);
             let mut before = 0;
+            let mut rest = &mut begun.intent.creates[..];
             for (at, layer) in layers.iter().enumerate() {
-                let new = begun.intent.creates[at];
-                let size =
-                    self.fill_layer(&new, kind, layer.size, at, from, before, progress).await?;
-                if layer.size.is_none() {
+                let layout = self.import_layout(layer);
+                let (new, others) = rest.split_at_mut(layout.count());
+                let part = Part { at, size: layer.size, layout, before };
+                let size = self.fill_layer(new, kind, part, from, progress).await?;
+                if let (None, [only]) = (layer.size, new) {
                     // The intent on the datastore undoes by the layer's name; its size is only told here.
-                    begun.intent.creates[at].size = size;
+                    only.size = size;
                     begun.puts[0].size = size;
                 }
+                rest = others;
                 before += size;
             }
             Ok(())
@@ -116,6 +120,14 @@ impl Catalog {
         one(made)
     }
 
+    /// How a layer divides. One whose size is not known yet has one segment, for now the smallest.
+    fn import_layout(&self, layer: &IncomingLayer) -> Layout {
+        match layer.size {
+            Some(size) => self.new_layout(size.0),
+            None => Layout { size: SECTOR, segment: MAX_SEGMENT },
+        }
+    }
+
     /// The record of the new volume, and its layers.
     fn imported(
         &self,
@@ -123,64 +135,81 @@ impl Catalog {
         kind: VolumeKind,
         layers: &[IncomingLayer],
     ) -> (VolumeRecord, Vec<NewLayer>) {
-        let size = |layer: &IncomingLayer| layer.size.map_or(SECTOR, |size| size.0);
-        let last = layers.last().map_or(SECTOR, size);
-        let mut record = self.new_record(name, last, kind, None);
-        let base = record.current.layer;
+        let last = layers.last().expect("an import has at least one layer");
+        let mut record = self.new_record(name, self.import_layout(last), kind, None);
         record.layers.clear();
-        let (mut creates, mut parent, mut on) = (Vec::new(), None, None);
+        record.fixed_layers.clear();
+        let (mut creates, mut below, mut on) = (Vec::new(), None::<Tip>, None);
         for layer in layers {
-            let uuid = if parent.is_none() { base } else { self.env().new_uuid() };
-            record.layers.push(uuid);
-            let fixed = record.fixed_layer == Some(uuid);
-            let owner = record.uuid;
-            creates.push(NewLayer { layer: uuid, parent, size: size(layer), fixed, owner });
-            parent = Some(uuid);
+            let layout = self.import_layout(layer);
+            let new: Vec<NewLayer> = (0..layout.count())
+                .map(|at| {
+                    let parent = below.as_ref().and_then(|tip| tip.layers().get(at).copied());
+                    NewLayer {
+                        layer: self.env().new_uuid(),
+                        parent,
+                        size: layout.size_of(at),
+                        fixed: kind == VolumeKind::Fixed && below.is_none(),
+                        owner: record.uuid,
+                    }
+                })
+                .collect();
+            let tip = tip_of(&new);
+            record.layers.extend(tip.layers());
+            record.fixed_layers.extend(new.iter().filter(|new| new.fixed).map(|new| new.layer));
+            creates.extend(new);
             if let Some(name) = &layer.snapshot {
                 let snapshot = Snapshot {
                     uuid: self.env().new_uuid(),
                     name: name.clone(),
                     created: self.env().now_ms(),
                     parent: on,
-                    layer: uuid,
-                    size: size(layer),
+                    tip: tip.clone(),
+                    size: layout.size,
                     set: None,
                 };
                 on = Some(snapshot.uuid);
                 record.snapshots.push(snapshot);
             }
-            record.current.layer = uuid;
+            below = Some(tip.clone());
+            record.current.tip = tip;
         }
         record.current.parent = on;
         (record, creates)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one layer's part of one operation")]
+    /// Fills the files of one layer of what is imported; its size.
     async fn fill_layer(
         &self,
-        new: &NewLayer,
+        new: &[NewLayer],
         kind: VolumeKind,
-        size: Option<ByteCount>,
-        at: usize,
+        part: Part,
         from: &mut dyn Incoming,
-        before: u64,
         progress: &dyn Progress,
     ) -> Result<u64> {
-        let reserve = kind != VolumeKind::Thin && self.store().capabilities().reserve;
-        let now = self.env().now_ms();
-        let most = size.map_or(MAX_SECTORS.bytes(), |size| size.0);
-        let known = if size.is_some() { SizeKnown::Now } else { SizeKnown::AtTheEnd };
-        let plan = layer::plan_new(&NewLayer { size: most, ..*new }, now)?;
-        let file = layer::make_file(self.store(), new.layer).await?;
-        let mut to = Target::over(file, plan, known, reserve).await?;
+        let Part { at, size, before, .. } = part;
+        let (known, most) = match size {
+            Some(size) => (SizeKnown::Now, size.0),
+            // What is not known beforehand is one VHD, however large that may be.
+            None => (SizeKnown::AtTheEnd, MAX_SEGMENT),
+        };
+        let sized: Vec<NewLayer> = match size {
+            Some(_) => new.to_vec(),
+            None => new.iter().map(|new| NewLayer { size: most, ..*new }).collect(),
+        };
+        let layout = Layout { size: most, ..part.layout };
+        let mut to = self.begin_disk(&sized, layout, kind, known).await?;
         loop {
             if progress.cancelled() {
                 return Err(cancelled());
             }
             match from.next(at).await? {
                 Next::Chunk(chunk) => {
-                    check_chunk(&chunk, most)?;
-                    to.put(&chunk).await?;
+                    check_chunk(&chunk, most).map_err(|error| match size {
+                        Some(_) => error,
+                        None => longer_than_a_segment(),
+                    })?;
+                    to.put(chunk).await?;
                 }
                 Next::Hole => {}
                 Next::End => break,
@@ -189,28 +218,36 @@ impl Catalog {
         }
         let size = size.map_or_else(|| from.size(at), |size| size.0);
         check_size(size)?;
-        self.complete(to, NewLayer { size, ..*new }, now, progress).await?;
+        let complete: Vec<NewLayer> = match part.size {
+            Some(_) => sized,
+            None => sized.iter().map(|new| NewLayer { size, ..*new }).collect(),
+        };
+        to.close(&complete, self.env().now_ms(), progress).await?;
         progress.advance(before + size);
         Ok(size)
     }
+}
 
-    /// Writes the zeros that nothing brought, and closes.
-    async fn complete(
-        &self,
-        mut to: Target,
-        new: NewLayer,
-        now: u64,
-        progress: &dyn Progress,
-    ) -> Result<()> {
-        for block in to.unfilled(new.size) {
-            if progress.cancelled() {
-                return Err(cancelled());
-            }
-            to.skip(block).await?;
-        }
-        let plan: NewImage = layer::plan_new(&new, now)?;
-        to.close(plan).await
-    }
+fn longer_than_a_segment() -> CatalogError {
+    let message = format!(
+        "what comes is longer than {} GiB, the most that is taken of a disk whose size is not known \
+         beforehand",
+        MAX_SEGMENT >> 30
+    );
+    CatalogError::new(Code::BadSize, message).hint("import it from a file, or over NBD")
+}
+
+/// One layer's part of an import.
+#[derive(Clone, Copy)]
+struct Part {
+    /// Which layer, counted from the base.
+    at: usize,
+    /// Its size, where it is known.
+    size: Option<ByteCount>,
+    /// How it divides.
+    layout: Layout,
+    /// Bytes of the layers before it.
+    before: u64,
 }
 
 fn check_layers(layers: &[IncomingLayer]) -> Result<()> {

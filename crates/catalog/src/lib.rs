@@ -22,6 +22,7 @@ mod catalog;
 mod cell;
 mod check;
 mod connect;
+mod content;
 mod convert;
 mod copy;
 mod env;
@@ -34,6 +35,7 @@ mod locks;
 mod merge;
 mod record;
 mod resize;
+mod segments;
 mod snapshots;
 mod target;
 mod templates;
@@ -57,4 +59,5 @@ pub use record::{
     Current, FORMAT, MAX_SIZE, MAX_SNAPSHOTS, Origin, Record, SetRecord, Snapshot, VolumeKind,
     VolumeRecord, is_name, is_size,
 };
+pub use segments::{MAX_SEGMENT, Tip};
 pub use target::Chunk;

@@ -160,7 +160,7 @@ impl Catalog {
         parent: &Layer,
         merge: &PendingMerge,
     ) -> Result<bool> {
-        if record.kind == VolumeKind::Thin || record.current.layer != merge.child {
+        if record.kind == VolumeKind::Thin || !record.current.tip.contains(merge.child) {
             return Ok(false);
         }
         if !self.store().capabilities().reserve {
@@ -345,12 +345,15 @@ impl Catalog {
             parent.close(parent.end().max(Sector::at_or_after(kept))).await?;
         }
         drop(parent);
-        if record.current.layer == child {
-            record.current.layer = into;
-            record.current.unreserved = record.kind != VolumeKind::Thin && !reserved;
+        if record.current.tip.contains(child) {
+            record.current.tip.replace(child, into);
+            let lacking = record.kind != VolumeKind::Thin && !reserved;
+            // of several segments only a conversion knows that all of them have their space
+            let others = record.current.tip.layers().len() > 1;
+            record.current.unreserved = lacking || (others && record.current.unreserved);
         }
-        for snapshot in record.snapshots.iter_mut().filter(|s| s.layer == child) {
-            snapshot.layer = into;
+        for snapshot in &mut record.snapshots {
+            snapshot.tip.replace(child, into);
         }
         without_layer(&mut record, child);
         let plan = Plan {

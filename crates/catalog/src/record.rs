@@ -10,10 +10,12 @@
 //! Records are replaced whole. One of an unknown format or type is refused, never guessed at.
 
 use datastore::ObjectName;
+use image::BLOCK_BYTES;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::error::{CatalogError, Code, Result};
+use crate::segments::{Layout, MAX_SEGMENT, MAX_SEGMENTS, Tip, one_or_more};
 
 /// The record format that this version writes.
 pub const FORMAT: u32 = 1;
@@ -21,8 +23,8 @@ pub const FORMAT: u32 = 1;
 /// Most snapshots a volume may have, branches and layers that still wait for their merge included.
 pub const MAX_SNAPSHOTS: usize = 32;
 
-/// Largest volume: what one VHD can be (2040 GiB).
-pub const MAX_SIZE: u64 = 2040 << 30;
+/// Largest volume: 64 TiB.
+pub const MAX_SIZE: u64 = 64 << 40;
 
 /// Sizes are multiples of this many bytes.
 pub(crate) const SIZE_UNIT: u64 = 512;
@@ -77,8 +79,9 @@ pub struct Snapshot {
     /// The snapshot that was current when this one was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Uuid>,
-    /// The frozen layer that is its content.
-    pub layer: Uuid,
+    /// The frozen layers that are its content.
+    #[serde(rename = "layer")]
+    pub tip: Tip,
     /// The volume's size then, in bytes.
     pub size: u64,
     /// The operation that made it, where it took several volumes at one moment.
@@ -87,15 +90,16 @@ pub struct Snapshot {
 }
 
 /// What the volume is now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Current {
-    /// The leaf that is written; frozen in a template.
-    pub layer: Uuid,
+    /// The leaves that are written; frozen in a template.
+    #[serde(rename = "layer")]
+    pub tip: Tip,
     /// The snapshot it stands on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Uuid>,
-    /// The layer takes space as it grows although the volume's kind reserves: asked for with the
+    /// The leaves take space as they grow although the volume's kind reserves: asked for with the
     /// snapshot that made it (rule N2).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unreserved: bool,
@@ -128,13 +132,30 @@ pub struct VolumeRecord {
     pub snapshots: Vec<Snapshot>,
     /// What it is now.
     pub current: Current,
-    /// Every layer it owns: the current one, those of snapshots, and *ghosts*, layers of deleted
+    /// Every layer it owns: the current ones, those of snapshots, and *ghosts*, layers of deleted
     /// snapshots that wait for their merge. Layers below a linked clone's belong to its origin.
     pub layers: Vec<Uuid>,
-    /// The one of them that is a fixed VHD. It is said here, because in a fixed VHD every byte but the
-    /// footer is the guest's, who could make it look like another kind of file.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fixed_layer: Option<Uuid>,
+    /// Those of them that are fixed VHDs, at most one a segment. It is said here, because in a fixed VHD
+    /// every byte but the footer is the guest's, who could make it look like another kind of file.
+    #[serde(
+        default,
+        rename = "fixed_layer",
+        with = "one_or_more",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub fixed_layers: Vec<Uuid>,
+    /// Bytes of each segment but the last, whole blocks. Volumes that can be one VHD have one.
+    #[serde(default = "max_segment", skip_serializing_if = "is_max_segment")]
+    pub segment: u64,
+}
+
+fn max_segment() -> u64 {
+    MAX_SEGMENT
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde wants")]
+fn is_max_segment(segment: &u64) -> bool {
+    *segment == MAX_SEGMENT
 }
 
 /// Several volumes changed by one commit.
@@ -252,10 +273,32 @@ impl VolumeRecord {
         self.snapshots.iter().find(|s| s.uuid == id)
     }
 
-    /// Whether `layer` is the current layer or a snapshot's.
+    /// Whether `layer` is one of the current layers or a snapshot's.
     #[must_use]
     pub fn is_tip(&self, layer: Uuid) -> bool {
-        self.current.layer == layer || self.snapshots.iter().any(|s| s.layer == layer)
+        self.current.tip.contains(layer) || self.snapshots.iter().any(|s| s.tip.contains(layer))
+    }
+
+    /// Whether `layer` is a fixed VHD.
+    #[must_use]
+    pub fn is_fixed(&self, layer: Uuid) -> bool {
+        self.fixed_layers.contains(&layer)
+    }
+
+    /// How the disk divides.
+    pub(crate) fn layout(&self) -> Layout {
+        self.layout_at(self.size)
+    }
+
+    /// How it divided, or would, with `size` bytes.
+    pub(crate) fn layout_at(&self, size: u64) -> Layout {
+        Layout { size, segment: self.segment }
+    }
+
+    /// Each tip with the size that the disk has, or had: what it is now comes last.
+    pub(crate) fn tips(&self) -> impl Iterator<Item = (&Tip, u64)> {
+        let snapshots = self.snapshots.iter().map(|snapshot| (&snapshot.tip, snapshot.size));
+        snapshots.chain([(&self.current.tip, self.size)])
     }
 
     /// Whether what the volume is now has all its space: of its kind, unless told otherwise.
@@ -269,14 +312,8 @@ impl VolumeRecord {
         self.layers.iter().copied().filter(|layer| !self.is_tip(*layer))
     }
 
-    /// What counts towards [`MAX_SNAPSHOTS`].
-    #[must_use]
-    pub fn depth_used(&self) -> usize {
-        self.snapshots.len() + self.ghosts().count()
-    }
-
     /// What in the record contradicts itself, if anything.
-    fn problem(&self) -> Option<String> {
+    pub(crate) fn problem(&self) -> Option<String> {
         if self.revision == u64::MAX {
             return Some("its revision is the last there is".into());
         }
@@ -286,28 +323,40 @@ impl VolumeRecord {
         if layers.len() != self.layers.len() {
             return Some("a layer stands in it twice".into());
         }
-        if layers.binary_search(&self.current.layer).is_err() {
+        let foreign = |layer: &Uuid| layers.binary_search(layer).is_err();
+        if self.current.tip.layers().iter().any(foreign) {
             return Some("its current layer is not one of its layers".into());
         }
         if !is_size(self.size) || self.snapshots.iter().any(|s| !is_size(s.size)) {
             return Some("a size is out of bounds".into());
         }
-        if self.fixed_layer.is_some_and(|fixed| layers.binary_search(&fixed).is_err()) {
+        if !is_segment(self.segment) {
+            return Some("the size of its segments is out of bounds".into());
+        }
+        if self.tips().any(|(tip, size)| tip.layers().len() != self.layout_at(size).count()) {
+            return Some("it has not one layer for each segment".into());
+        }
+        if self.layout().count() > MAX_SEGMENTS {
+            return Some(format!("it has more than {MAX_SEGMENTS} segments"));
+        }
+        if self.fixed_layers.iter().any(foreign) {
             return Some("its fixed layer is not one of its layers".into());
+        }
+        let mut tips: Vec<Uuid> = self.tips().flat_map(|(tip, _)| tip.layers()).copied().collect();
+        tips.sort_unstable();
+        if let Some(twice) = tips.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Some(format!("layer {} is the tip of two points in time", twice[0]));
         }
         if !is_name(&self.name) {
             return Some("its name is not a name".into());
         }
         for (at, snapshot) in self.snapshots.iter().enumerate() {
-            if layers.binary_search(&snapshot.layer).is_err() {
+            if snapshot.tip.layers().iter().any(foreign) {
                 return Some(format!("the layer of snapshot {} is not its own", snapshot.uuid));
             }
-            let clash = self.snapshots.iter().skip(at + 1).any(|other| {
-                other.uuid == snapshot.uuid
-                    || other.layer == snapshot.layer
-                    || other.name == snapshot.name
-            });
-            if clash || snapshot.layer == self.current.layer {
+            let same =
+                |other: &Snapshot| other.uuid == snapshot.uuid || other.name == snapshot.name;
+            if self.snapshots.iter().skip(at + 1).any(same) {
                 return Some(format!("snapshot {} collides with another", snapshot.uuid));
             }
             if self.parent_depth(snapshot.parent).is_none() {
@@ -337,6 +386,11 @@ impl VolumeRecord {
 #[must_use]
 pub fn is_size(size: u64) -> bool {
     (1..=MAX_SIZE).contains(&size) && size.is_multiple_of(SIZE_UNIT)
+}
+
+/// Whether segments can be of `bytes`.
+fn is_segment(bytes: u64) -> bool {
+    (BLOCK_BYTES..=MAX_SEGMENT).contains(&bytes) && bytes.is_multiple_of(BLOCK_BYTES)
 }
 
 /// Whether `name` keeps the rules: 1 to 63 of `A-Z a-z 0-9 . _ -`, the first a letter or digit.

@@ -4,6 +4,8 @@
 //!   sparse    headers | BAT | blocks | zero-owned blocks | BAT, where it outgrew its pages | footer
 //!   fixed     data | zeros | footer          the old footer becomes zeros after the commit
 //! ```
+//! Beyond the size of a segment it goes on in new ones, whose files are made beside.
+//!
 //! All new structures stand behind the old ones, so that until the commit nothing is changed: undoing
 //! cuts the file back. After the commit the headers are written from full images in the intent.
 
@@ -16,11 +18,13 @@ use io::{ByteCount, ByteRange, Clear, IoBuf};
 use uuid::Uuid;
 
 use crate::catalog::{Catalog, refuse_template};
+use crate::env::Unwatched;
 use crate::error::{CatalogError, Code, Result};
-use crate::intent::{CutBack, Piece, Rewrite, Scratch};
+use crate::intent::{CutBack, NewLayer, Piece, Rewrite, Scratch};
 use crate::layer::{self, Layer, block_count, header_pieces};
 use crate::locks::Pace;
 use crate::record::VolumeRecord;
+use crate::segments::{Layout, MAX_SEGMENTS, Tip};
 use crate::txn::Plan;
 use crate::volumes::{check_size, mib, one};
 
@@ -45,32 +49,84 @@ impl Catalog {
             return Err(CatalogError::new(Code::BadSize, message)
                 .hint("copy its content to a smaller volume from within a guest"));
         }
+        let layout = old.layout_at(size.0);
+        if layout.count() > MAX_SEGMENTS {
+            let message = format!("{} would have {} segments", old.name, layout.count());
+            let hint =
+                format!("{MAX_SEGMENTS} are the most; copy it to a new volume, then grow that");
+            return Err(CatalogError::new(Code::BadSize, message).hint(hint));
+        }
         if old.reserves() {
             self.has_room(size.0 - old.size, &format!("grow {}", old.name)).await?;
         }
-        let chain = self.chain(old.current.layer)?;
-        let longest = chain.iter().skip(1).map(|(_, node)| node.size).max().unwrap_or(0);
-        let fixed = old.fixed_layer == Some(old.current.layer);
-        let leaf = Layer::open(self.store(), old.current.layer, fixed, Access::Write).await?;
         let reserve = old.reserves() && self.store().capabilities().reserve;
-        let growth = Growth::plan(&leaf, size.0, longest, reserve)?;
+        let leaf = self.last_leaf(&old).await?;
+        let (last, last_size) = (old.current.tip.layers().len() - 1, leaf.size());
+        let growth = match layout.size_of(last) {
+            grown if grown > last_size => {
+                let chain = self.chain(leaf.uuid)?;
+                let longest = chain.iter().skip(1).map(|(_, node)| node.size).max().unwrap_or(0);
+                Some(Growth::plan(&leaf, grown, longest, reserve)?)
+            }
+            _ => None,
+        };
         let title = format!("grow {} to {}", old.name, mib(size.0));
-        let grown = VolumeRecord { size: size.0, ..old };
+        let creates = self.more_segments(&old, layout, leaf.is_fixed());
+        let mut grown = VolumeRecord { size: size.0, ..old };
+        let mut tip = grown.current.tip.layers().to_vec();
+        tip.extend(creates.iter().map(|new| new.layer));
+        grown.layers.extend(creates.iter().map(|new| new.layer));
+        grown.fixed_layers.extend(creates.iter().filter(|new| new.fixed).map(|new| new.layer));
+        grown.current.tip = Tip::new(tip);
         let plan = Plan {
             title,
             puts: vec![grown],
-            rewrites: vec![growth.rewrite()],
-            cut_back: vec![growth.cut_back()],
+            creates: creates.clone(),
+            rewrites: growth.iter().map(Growth::rewrite).collect(),
+            cut_back: growth.iter().map(Growth::cut_back).collect(),
             ..Plan::default()
         };
         let begun = self.begin(plan).await?;
-        let built = growth.write().await;
+        let built = async {
+            if let Some(growth) = &growth {
+                growth.write().await?;
+            }
+            for new in &creates {
+                if new.fixed {
+                    self.write_fixed(new, 0, &Unwatched).await?;
+                } else {
+                    layer::create_sparse(self.store(), new, self.env().now_ms(), reserve).await?;
+                }
+            }
+            Ok(())
+        }
+        .await;
         // Both undoing and finishing open the file again, as its only holder.
         drop(growth);
         drop(leaf);
         let made = self.conclude(begun, built).await?;
         drop(held);
         one(made)
+    }
+
+    /// The leaf of the last segment, the only one that can grow.
+    async fn last_leaf(&self, record: &VolumeRecord) -> Result<Layer> {
+        let leaf = record.current.tip.layers().last().copied().unwrap_or_default();
+        Layer::open(self.store(), leaf, record.is_fixed(leaf), Access::Write).await
+    }
+
+    /// The segments that a volume gains as it grows: files of the kind that its last one is.
+    fn more_segments(&self, old: &VolumeRecord, layout: Layout, fixed: bool) -> Vec<NewLayer> {
+        let from = old.current.tip.layers().len();
+        (from..layout.count())
+            .map(|at| NewLayer {
+                layer: self.env().new_uuid(),
+                parent: None,
+                size: layout.size_of(at),
+                fixed,
+                owner: old.uuid,
+            })
+            .collect()
     }
 
     /// How a fixed layer that nobody reads directly becomes `image`: zeros and the new footer; the old

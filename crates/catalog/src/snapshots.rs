@@ -1,19 +1,19 @@
 //! Snapshots: of one or several volumes at one moment, deletion, and going back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use io::ByteCount;
 use uuid::Uuid;
 
 use crate::api::{LeafSpace, Settled, SnapshotSet};
 use crate::catalog::{Catalog, State, check_name, find_snapshot, refuse_template};
-use crate::copy::MAX_CHAIN;
 use crate::env::Progress;
 use crate::error::{CatalogError, Code, Named, Result};
 use crate::intent::NewLayer;
 use crate::layer;
 use crate::locks::Pace;
 use crate::record::{Current, MAX_SNAPSHOTS, Snapshot, VolumeKind, VolumeRecord};
+use crate::segments::{Layout, Tip};
 use crate::txn::{Begun, Plan};
 use crate::volumes::{mib, one};
 
@@ -55,7 +55,7 @@ impl Catalog {
                 reserved += record.size;
             }
             puts.push(put);
-            creates.push(new);
+            creates.extend(new);
         }
         let title = match puts.as_slice() {
             [one] => format!("snapshot {name} of {}", one.name),
@@ -81,11 +81,11 @@ impl Catalog {
             let message = format!("{} has a snapshot {name} already", record.name);
             return Err(CatalogError::new(Code::NameTaken, message).hint("choose another name"));
         }
-        self.chain_has_room(&record.name, record.current.layer)?;
-        if record.depth_used() < MAX_SNAPSHOTS {
+        self.chain_has_room(&record.name, &record.current.tip)?;
+        let waiting = self.waiting_layers(record);
+        if record.snapshots.len() + waiting < MAX_SNAPSHOTS {
             return Ok(());
         }
-        let waiting = record.ghosts().count();
         let ghosts = match waiting {
             0 => String::new(),
             _ => format!(", {waiting} deleted ones that still wait for their merge included"),
@@ -108,46 +108,83 @@ impl Catalog {
         })
     }
 
+    /// Layers of deleted snapshots that wait for their merge, in the segment that has most of them: with
+    /// the snapshots they count towards [`MAX_SNAPSHOTS`].
+    fn waiting_layers(&self, record: &VolumeRecord) -> usize {
+        let ghosts: BTreeSet<Uuid> = record.ghosts().collect();
+        if ghosts.is_empty() {
+            return 0;
+        }
+        let segments = record.tips().map(|(tip, _)| tip.layers().len()).max().unwrap_or(0);
+        self.with(|state| {
+            let in_segment = |at: usize| {
+                let tips = record.tips().filter_map(|(tip, _)| tip.layers().get(at).copied());
+                let below: BTreeSet<Uuid> =
+                    tips.flat_map(|layer| state.tree.path_so_far(layer)).collect();
+                below.intersection(&ghosts).count()
+            };
+            (0..segments).map(in_segment).max().unwrap_or(0)
+        })
+    }
+
     fn with_snapshot(
         &self,
         record: &VolumeRecord,
         name: &str,
         set: Option<Uuid>,
         space: LeafSpace,
-    ) -> (VolumeRecord, NewLayer) {
+    ) -> (VolumeRecord, Vec<NewLayer>) {
         let mut put = record.clone();
-        let (snapshot, leaf) = (self.env().new_uuid(), self.env().new_uuid());
+        let snapshot = self.env().new_uuid();
         put.snapshots.push(Snapshot {
             uuid: snapshot,
             name: name.to_owned(),
             created: self.env().now_ms(),
             parent: record.current.parent,
-            layer: record.current.layer,
+            tip: record.current.tip.clone(),
             size: record.size,
             set,
         });
+        let leaves = self.leaves_on(&record.current.tip, record.layout(), record.uuid);
         let unreserved = record.kind != VolumeKind::Thin && space == LeafSpace::AsItGrows;
-        put.current = Current { layer: leaf, parent: Some(snapshot), unreserved };
-        put.layers.push(leaf);
-        let new = NewLayer {
-            layer: leaf,
-            parent: Some(record.current.layer),
-            size: record.size,
-            fixed: false,
-            owner: record.uuid,
-        };
-        (put, new)
+        put.current = Current { tip: tip_of(&leaves), parent: Some(snapshot), unreserved };
+        put.layers.extend(put.current.tip.layers());
+        (put, leaves)
+    }
+
+    /// New differencing layers on each layer of `tip`, for a volume of `owner`.
+    pub(crate) fn leaves_on(&self, tip: &Tip, layout: Layout, owner: Uuid) -> Vec<NewLayer> {
+        let parents = tip.layers().iter().enumerate();
+        parents
+            .map(|(at, parent)| NewLayer {
+                layer: self.env().new_uuid(),
+                parent: Some(*parent),
+                size: layout.size_of(at),
+                fixed: false,
+                owner,
+            })
+            .collect()
+    }
+
+    /// Makes the files of new layers.
+    pub(crate) async fn create_leaves(&self, leaves: &[NewLayer], reserve: bool) -> Result<()> {
+        for new in leaves {
+            layer::create_sparse(self.store(), new, self.env().now_ms(), reserve).await?;
+        }
+        Ok(())
     }
 
     /// Makes the new leaves durable, and the running disks ready for a short gate.
     async fn prepare_leaves(&self, begun: &Begun, connected: &[Uuid]) -> Result<()> {
-        for (new, record) in begun.intent.creates.iter().zip(&begun.puts) {
-            let reserve = record.reserves() && self.store().capabilities().reserve;
+        let reserving: BTreeSet<Uuid> =
+            begun.puts.iter().filter(|record| record.reserves()).map(|r| r.uuid).collect();
+        for new in &begun.intent.creates {
+            let reserve = reserving.contains(&new.owner) && self.store().capabilities().reserve;
             layer::create_sparse(self.store(), new, self.env().now_ms(), reserve).await?;
         }
         self.store().sync_names().await?;
         for record in begun.puts.iter().filter(|record| connected.contains(&record.uuid)) {
-            self.running().prepare(record.uuid, record.current.layer).await?;
+            self.running().prepare(record.uuid, record.current.tip.clone()).await?;
         }
         Ok(())
     }
@@ -197,7 +234,7 @@ impl Catalog {
             let Some(record) = begun.puts.iter().find(|record| record.uuid == *volume) else {
                 continue;
             };
-            match self.running().switch(*volume, record.current.layer).await {
+            match self.running().switch(*volume, record.current.tip.clone()).await {
                 Ok(()) => self.running().ungate(*volume).await,
                 // It stays gated: a write now would change the snapshot.
                 Err(error) => {
@@ -253,10 +290,12 @@ impl Catalog {
         let title = format!("delete snapshot {} of {}", gone.name, record.name);
         let mut plan = Plan { title, ..Plan::default() };
         let mut settled = Settled::default();
-        if self.with(|state| state.tree.children(gone.layer).next().is_none()) {
-            without_layer(&mut record, gone.layer);
-            plan.drops.push(gone.layer);
-            settled.dropped.push(gone.layer);
+        for layer in gone.tip.layers() {
+            if self.with(|state| state.tree.children(*layer).next().is_none()) {
+                without_layer(&mut record, *layer);
+                plan.drops.push(*layer);
+                settled.dropped.push(*layer);
+            }
         }
         plan.puts.push(record);
         let begun = self.begin(plan).await?;
@@ -286,14 +325,17 @@ impl Catalog {
     /// `not-found`, or if the datastore fails.
     pub async fn snapshot_delete_cost(&self, volume: Uuid, snapshot: Uuid) -> Result<ByteCount> {
         let record = self.volume(volume)?;
-        let layer = find_snapshot(&record, snapshot)?.layer;
+        let tip = find_snapshot(&record, snapshot)?.tip.clone();
         let used = self.used_by_layer().await?;
         Ok(self.with(|state| {
-            let mut children = state.tree.children(layer);
-            match (children.next(), children.next()) {
-                (Some(child), None) => moves(state, &used, child),
-                (None | Some(_), _) => ByteCount::ZERO,
-            }
+            let moved = tip.layers().iter().map(|layer| {
+                let mut children = state.tree.children(*layer);
+                match (children.next(), children.next()) {
+                    (Some(child), None) => moves(state, &used, child),
+                    (None | Some(_), _) => 0,
+                }
+            });
+            ByteCount(moved.sum())
         }))
     }
 
@@ -304,16 +346,18 @@ impl Catalog {
     ) -> Result<Option<(Snapshot, ByteCount)>> {
         let used = self.used_by_layer().await?;
         Ok(self.with(|state| {
-            let costs = record.snapshots.iter().filter_map(|snapshot| {
-                let children: Vec<Uuid> = state.tree.children(snapshot.layer).collect();
+            let cost = |layer: &Uuid| {
+                let children: Vec<Uuid> = state.tree.children(*layer).collect();
                 match children.as_slice() {
-                    [] => Some((snapshot.clone(), ByteCount::ZERO)),
+                    [] => Some(0),
                     // With several paths through it the layer would only become a ghost.
-                    [child] if state.tree.leaves(snapshot.layer) == 1 => {
-                        Some((snapshot.clone(), moves(state, &used, *child)))
-                    }
+                    [child] if state.tree.leaves(*layer) == 1 => Some(moves(state, &used, *child)),
                     _ => None,
                 }
+            };
+            let costs = record.snapshots.iter().filter_map(|snapshot| {
+                let all: Option<u64> = snapshot.tip.layers().iter().map(cost).sum();
+                Some((snapshot.clone(), ByteCount(all?)))
             });
             costs.min_by_key(|(_, bytes)| *bytes)
         }))
@@ -329,31 +373,26 @@ impl Catalog {
         refuse_template(&record, "revert")?;
         self.disconnected(&record, "revert")?;
         let target = find_snapshot(&record, snapshot)?.clone();
-        let old = record.current.layer;
-        debug_assert!(self.chain(old).map_or(0, |chain| chain.len()) <= MAX_CHAIN);
-        let new = NewLayer {
-            layer: self.env().new_uuid(),
-            parent: Some(target.layer),
-            size: target.size,
-            fixed: false,
-            owner: volume,
-        };
+        let drops = record.current.tip.layers().to_vec();
+        let new = self.leaves_on(&target.tip, record.layout_at(target.size), volume);
         let unreserved = record.current.unreserved;
-        record.current = Current { layer: new.layer, parent: Some(snapshot), unreserved };
+        record.current = Current { tip: tip_of(&new), parent: Some(snapshot), unreserved };
         record.size = target.size;
-        record.layers.push(new.layer);
-        without_layer(&mut record, old);
+        record.layers.extend(record.current.tip.layers());
+        for old in &drops {
+            without_layer(&mut record, *old);
+        }
         let reserve = record.reserves() && self.store().capabilities().reserve;
         let plan = Plan {
             title: format!("revert {} to {}", record.name, target.name),
             puts: vec![record],
-            creates: vec![new],
-            drops: vec![old],
+            creates: new.clone(),
+            drops,
             void_sessions: vec![volume],
             ..Plan::default()
         };
         let begun = self.begin(plan).await?;
-        let built = layer::create_sparse(self.store(), &new, self.env().now_ms(), reserve).await;
+        let built = self.create_leaves(&new, reserve).await;
         let made = one(self.conclude(begun, built).await?)?;
         drop(held);
         // Layers that only the old leaf stood on go too; merges wait for `settle`.
@@ -364,18 +403,21 @@ impl Catalog {
     }
 }
 
+/// The tip that new layers make, one for each segment in order.
+pub(crate) fn tip_of(leaves: &[NewLayer]) -> Tip {
+    Tip::new(leaves.iter().map(|new| new.layer).collect())
+}
+
 /// Bytes that merging `child` into its parent moves: what its file takes beyond its own structures
 /// (headers, two locators, BAT, footer).
-fn moves(state: &State, used: &BTreeMap<Uuid, ByteCount>, child: Uuid) -> ByteCount {
+fn moves(state: &State, used: &BTreeMap<Uuid, ByteCount>, child: Uuid) -> u64 {
     let size = state.tree.get(child).map_or(0, |node| node.size);
     let own = layer::own_bytes(size);
-    ByteCount(used.get(&child).map_or(0, |used| used.0.saturating_sub(own)))
+    used.get(&child).map_or(0, |used| used.0.saturating_sub(own))
 }
 
 /// Takes a layer out of a record's own.
 pub(crate) fn without_layer(record: &mut VolumeRecord, layer: Uuid) {
     record.layers.retain(|own| *own != layer);
-    if record.fixed_layer == Some(layer) {
-        record.fixed_layer = None;
-    }
+    record.fixed_layers.retain(|own| *own != layer);
 }

@@ -257,6 +257,9 @@ impl Catalog {
 
 /// The record whose put commits, where one does.
 fn record_of(begun: &Begun) -> Option<(ObjectName, Vec<u8>)> {
+    // One that contradicts itself would be refused by whoever reads it: it must not be committed.
+    let problem = begun.puts.iter().find_map(VolumeRecord::problem);
+    assert!(problem.is_none(), "{}: {problem:?}", begun.intent.title);
     match (&begun.intent.commit, begun.puts.first()) {
         (Commit::Record(id), Some(record)) => {
             Some((ObjectName::Record(*id), Record::Volume(record.clone()).encode()))
@@ -316,10 +319,10 @@ fn cell_steps(state: &mut State, plan: &Plan) -> Vec<CellStep> {
     let rewritten = plan.rewrites.iter().map(|rewrite| rewrite.layer);
     let mut changed: BTreeSet<Uuid> = plan.drops.iter().copied().chain(rewritten).collect();
     for record in &plan.puts {
-        changed.insert(record.current.layer);
-        changed.extend(state.volumes.get(&record.uuid).map(|old| old.current.layer));
-        // a layer that was a tip and is none any more, or the other way round
+        changed.extend(record.current.tip.layers());
         let old = state.volumes.get(&record.uuid);
+        changed.extend(old.iter().flat_map(|old| old.current.tip.layers()));
+        // a layer that was a tip and is none any more, or the other way round
         let differs =
             |layer: &&Uuid| old.is_some_and(|o| o.is_tip(**layer) != record.is_tip(**layer));
         changed.extend(record.layers.iter().filter(differs));
@@ -392,7 +395,7 @@ pub(crate) fn cell_value(state: &State, puts: &[VolumeRecord], layer: Uuid) -> O
         let above = state.tree.subtree(layer);
         above.iter().any(|l| state.tree.get(*l).is_some_and(|n| n.owner != node.owner))
     };
-    let live = owner.current.layer == layer && !owner.template;
+    let live = owner.current.tip.contains(layer) && !owner.template;
     let doomed = !owner.is_tip(layer) && leaves == 1 && foreign();
     let state = match (live, doomed) {
         (true, _) => LayerState::Live,

@@ -11,6 +11,7 @@ use crate::intent::NewLayer;
 use crate::layer;
 use crate::locks::Pace;
 use crate::record::{Current, MAX_SIZE, Origin, SIZE_UNIT, VolumeKind, VolumeRecord, is_size};
+use crate::segments::{Layout, Tip};
 use crate::txn::Plan;
 
 /// Zeros are written in pieces of this many bytes.
@@ -36,17 +37,30 @@ impl Catalog {
             VolumeKind::Fixed | VolumeKind::Lazy => new.size.0,
         };
         self.has_room(needed, &title).await?;
-        let record = self.new_record(new.name, new.size.0, new.kind, None);
-        let layer = base_layer(&record);
-        let plan = Plan { title, puts: vec![record], creates: vec![layer], ..Plan::default() };
-        let begun = self.begin(plan).await?;
-        let built = match new.kind {
-            VolumeKind::Fixed => self.write_fixed(&layer, progress).await,
-            VolumeKind::Lazy | VolumeKind::Thin => {
-                let reserve = new.kind == VolumeKind::Lazy;
-                layer::create_sparse(self.store(), &layer, self.env().now_ms(), reserve).await
+        let layout = self.new_layout(new.size.0);
+        let record = self.new_record(new.name, layout, new.kind, None);
+        let layers = base_layers(&record);
+        let creates = layers.clone();
+        let begun =
+            self.begin(Plan { title, puts: vec![record], creates, ..Plan::default() }).await?;
+        let built = async {
+            if new.kind == VolumeKind::Fixed {
+                progress.phase("zeroing", new.size.0);
             }
-        };
+            for (at, layer) in layers.iter().enumerate() {
+                match new.kind {
+                    VolumeKind::Fixed => {
+                        self.write_fixed(layer, layout.start_of(at), progress).await?;
+                    }
+                    VolumeKind::Lazy | VolumeKind::Thin => {
+                        let (now, reserve) = (self.env().now_ms(), new.kind == VolumeKind::Lazy);
+                        layer::create_sparse(self.store(), layer, now, reserve).await?;
+                    }
+                }
+            }
+            Ok(())
+        }
+        .await;
         let made = self.conclude(begun, built).await?;
         drop(names);
         one(made)
@@ -68,13 +82,18 @@ impl Catalog {
         }
     }
 
-    async fn write_fixed(&self, new: &NewLayer, progress: &dyn Progress) -> Result<()> {
+    /// Makes a fixed layer whole; `before` counts what was written of others.
+    pub(crate) async fn write_fixed(
+        &self,
+        new: &NewLayer,
+        before: u64,
+        progress: &dyn Progress,
+    ) -> Result<()> {
         let plan = layer::plan_new(new, self.env().now_ms())?;
         let file = layer::make_file(self.store(), new.layer).await?;
         if self.store().capabilities().reserve {
             file.reserve(ByteRange::new(0, plan.len)).await?;
         }
-        progress.phase("zeroing", new.size);
         let zeros = IoBuf::zeroed(ZEROS);
         let mut at = 0;
         while at < new.size {
@@ -84,7 +103,7 @@ impl Catalog {
             let len = usize::try_from(new.size - at).unwrap_or(ZEROS).min(ZEROS);
             layer::write(&*file, at, &zeros.slice(0, len)).await?;
             at += len as u64;
-            progress.advance(at);
+            progress.advance(before + at);
         }
         for (at, bytes) in &plan.pieces {
             layer::write(&*file, at.bytes(), &IoBuf::copied(bytes)).await?;
@@ -95,27 +114,34 @@ impl Catalog {
     pub(crate) fn new_record(
         &self,
         name: String,
-        size: u64,
+        layout: Layout,
         kind: VolumeKind,
         origin: Option<Origin>,
     ) -> VolumeRecord {
-        let layer = self.env().new_uuid();
+        let layers: Vec<Uuid> = (0..layout.count()).map(|_| self.env().new_uuid()).collect();
         let linked = origin.as_ref().is_some_and(|origin| origin.linked);
+        let fixed = kind == VolumeKind::Fixed && !linked;
         VolumeRecord {
             uuid: self.env().new_uuid(),
             name,
             revision: 0,
             operation: Uuid::nil(),
-            size,
+            size: layout.size,
             kind,
             created: self.env().now_ms(),
             template: false,
             origin,
             snapshots: Vec::new(),
-            current: Current { layer, parent: None, unreserved: false },
-            layers: vec![layer],
-            fixed_layer: (kind == VolumeKind::Fixed && !linked).then_some(layer),
+            current: Current { tip: Tip::new(layers.clone()), parent: None, unreserved: false },
+            fixed_layers: if fixed { layers.clone() } else { Vec::new() },
+            layers,
+            segment: layout.segment,
         }
+    }
+
+    /// How a new volume divides.
+    pub(crate) fn new_layout(&self, size: u64) -> Layout {
+        Layout { size, segment: self.env().segment_bytes() }
     }
 
     pub(crate) fn can_hold(&self, kind: VolumeKind) -> Result<()> {
@@ -221,15 +247,19 @@ impl Catalog {
     }
 }
 
-/// The first layer of a new volume that stands on nothing.
-pub(crate) fn base_layer(record: &VolumeRecord) -> NewLayer {
-    NewLayer {
-        layer: record.current.layer,
-        parent: None,
-        size: record.size,
-        fixed: record.fixed_layer.is_some(),
-        owner: record.uuid,
-    }
+/// The first layers of a new volume that stand on nothing, one for each segment.
+pub(crate) fn base_layers(record: &VolumeRecord) -> Vec<NewLayer> {
+    let layout = record.layout();
+    let layers = record.current.tip.layers().iter().enumerate();
+    layers
+        .map(|(at, layer)| NewLayer {
+            layer: *layer,
+            parent: None,
+            size: layout.size_of(at),
+            fixed: record.is_fixed(*layer),
+            owner: record.uuid,
+        })
+        .collect()
 }
 
 pub(crate) fn check_size(size: u64) -> Result<()> {
@@ -237,7 +267,7 @@ pub(crate) fn check_size(size: u64) -> Result<()> {
         return Ok(());
     }
     let message = format!("{size} bytes is not a size that a volume can have");
-    let limits = format!("sizes are multiples of {SIZE_UNIT} bytes, up to {} GiB", MAX_SIZE >> 30);
+    let limits = format!("sizes are multiples of {SIZE_UNIT} bytes, up to {} TiB", MAX_SIZE >> 40);
     Err(CatalogError::new(Code::BadSize, message).hint(limits))
 }
 

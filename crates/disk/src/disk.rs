@@ -104,6 +104,25 @@ pub struct Stats {
     pub map_bytes: u64,
 }
 
+impl Stats {
+    /// Both together.
+    #[must_use]
+    pub(crate) fn plus(self, other: &Self) -> Self {
+        Self {
+            reads: self.reads + other.reads,
+            writes: self.writes + other.writes,
+            clears: self.clears + other.clears,
+            flushes: self.flushes + other.flushes,
+            read_bytes: self.read_bytes + other.read_bytes,
+            written_bytes: self.written_bytes + other.written_bytes,
+            file_reads: self.file_reads + other.file_reads,
+            held: self.held + other.held,
+            leaf_blocks: self.leaf_blocks + other.leaf_blocks,
+            map_bytes: self.map_bytes + other.map_bytes,
+        }
+    }
+}
+
 /// Told the number of held requests.
 type HeldChanged = Box<dyn Fn(u64)>;
 

@@ -33,6 +33,7 @@ mod replay;
 mod rules;
 mod space;
 mod table;
+mod volume;
 mod write;
 
 pub use disk::{Access, Disk, LogState, OpenChain, Stats};
@@ -40,3 +41,4 @@ pub use error::OpenError;
 pub use gate::{GATE_LIMIT, NewLeaf};
 pub use log::{LOG_MIN, LOG_VERSION, LogError, LogIdentity, log_identity, log_version};
 pub use rules::Rules;
+pub use volume::{NewLeaves, Volume};

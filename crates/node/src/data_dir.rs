@@ -109,9 +109,12 @@ impl DataDir {
         &self.logs
     }
 
-    /// The metadata log of a volume.
-    pub(crate) fn log(&self, volume: Uuid) -> PathBuf {
-        self.logs.join(format!("{volume}.log"))
+    /// The metadata log of a segment of a volume; most volumes have only the one of index 0.
+    pub(crate) fn log(&self, volume: Uuid, segment: usize) -> PathBuf {
+        self.logs.join(match segment {
+            0 => format!("{volume}.log"),
+            more => format!("{volume}.{more}.log"),
+        })
     }
 }
 

@@ -9,8 +9,9 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
+use catalog::LayerRef;
 use datastore::{DirHandle, DirStore, FileStore as _, ObjectName};
-use disk::{Access, Disk, LogIdentity, LogState, NewLeaf, OpenChain, OpenError, Rules};
+use disk::{Access, Disk, LogIdentity, LogState, NewLeaves, OpenChain, OpenError, Rules, Volume};
 use export::{Export, NbdServer};
 use futures_util::future::{Either, select};
 use io::{
@@ -39,10 +40,11 @@ pub(crate) enum Place {
     Tcp(u16),
 }
 
-/// The metadata log of a writable disk.
+/// The metadata logs of a writable disk.
 #[derive(Clone, Debug)]
 pub(crate) struct Log {
-    pub(crate) path: PathBuf,
+    /// One for each segment.
+    pub(crate) paths: Vec<PathBuf>,
     pub(crate) identity: LogIdentity,
     pub(crate) state: LogState,
 }
@@ -53,10 +55,8 @@ pub(crate) struct Opening {
     /// The connection: the exported snapshot's id, or the volume's.
     pub(crate) id: Uuid,
     pub(crate) datastore: DirHandle,
-    /// Leaf first, as the catalog says it.
-    pub(crate) layers: Vec<Uuid>,
-    /// Whether the base of the chain is a fixed VHD.
-    pub(crate) fixed_base: bool,
+    /// The chain of each segment, leaf first, as the catalog says it.
+    pub(crate) segments: Vec<Vec<LayerRef>>,
     /// Whether the volume keeps its space whatever the guest discards.
     pub(crate) keep_space: bool,
     /// None: read-only.
@@ -76,20 +76,20 @@ pub(crate) struct Report {
 }
 
 struct Served {
-    disk: Disk,
+    disk: Volume,
     server: NbdServer,
     store: DirStore,
     datastore: Uuid,
     failed: Rc<Cell<bool>>,
-    /// The layer in which the disk goes on after the snapshot that is being made.
-    next: RefCell<Option<NewLeaf>>,
+    /// The layers in which the disk goes on after the snapshot that is being made.
+    next: RefCell<Option<NewLeaves>>,
     /// Whether the gate is shut for a snapshot. A disk that closes shuts it too, and for good.
     gated: Cell<bool>,
 }
 
 /// A disk whose failed flushes are noticed: they are an alarm, not only the guest's business.
 struct Watched {
-    disk: Disk,
+    disk: Volume,
     failed: Rc<Cell<bool>>,
 }
 
@@ -141,33 +141,11 @@ impl Home {
     /// Opens the chain; nobody can reach the disk before [`Home::listen`].
     pub(crate) async fn open(&self, opening: Opening) -> Outcome<()> {
         let store = opening.datastore.on(&self.ring);
-        let mut files = Vec::with_capacity(opening.layers.len());
-        // Base first, as the disk wants them. The leaf alone is written: its lock is the barrier
-        // against the last requests of a dead predecessor (rule P1).
-        for (from_leaf, layer) in opening.layers.iter().enumerate().rev() {
-            let writes = from_leaf == 0 && opening.log.is_some();
-            let access = if writes { datastore::Access::Write } else { datastore::Access::Read };
-            let name = ObjectName::Layer(*layer);
-            let file =
-                until_free(self.ring.local(), &name.to_string(), || store.open(&name, access))
-                    .await
-                    .map_err(|error| from_datastore(&error))?;
-            files.push(file);
+        let mut disks = Vec::with_capacity(opening.segments.len());
+        for at in 0..opening.segments.len() {
+            disks.push(self.open_segment(&store, &opening, at).await?);
         }
-        let access = match &opening.log {
-            None => Access::ReadOnly,
-            Some(log) => Access::Write {
-                memory: open_log(&log.path, log.state).map_err(|error| from_io(&error))?,
-                identity: log.identity,
-                state: log.state,
-            },
-        };
-        let (fixed_base, keep_space) = (opening.fixed_base, opening.keep_space);
-        let rules = Rules::all();
-        let chain = OpenChain { files, fixed_base, keep_space, access, rules };
-        let disk = Disk::open(self.ring.local().clone(), chain)
-            .await
-            .map_err(|error| from_open(&opening.name, &error))?;
+        let disk = Volume::new(disks);
         let failed = Rc::new(Cell::new(false));
         let device: Rc<dyn BlockDevice> =
             Rc::new(Watched { disk: disk.clone(), failed: Rc::clone(&failed) });
@@ -190,6 +168,37 @@ impl Home {
         Ok(())
     }
 
+    async fn open_segment(&self, store: &DirStore, opening: &Opening, at: usize) -> Outcome<Disk> {
+        let layers = opening.segments.get(at).map_or(&[][..], Vec::as_slice);
+        let mut files = Vec::with_capacity(layers.len());
+        // Base first, as the disk wants them. The leaf alone is written: its lock is the barrier
+        // against the last requests of a dead predecessor (rule P1).
+        for (from_leaf, layer) in layers.iter().enumerate().rev() {
+            let writes = from_leaf == 0 && opening.log.is_some();
+            let access = if writes { datastore::Access::Write } else { datastore::Access::Read };
+            let name = ObjectName::Layer(layer.uuid);
+            let file =
+                until_free(self.ring.local(), &name.to_string(), || store.open(&name, access))
+                    .await
+                    .map_err(|error| from_datastore(&error))?;
+            files.push(file);
+        }
+        let access = match &opening.log {
+            None => Access::ReadOnly,
+            Some(log) => {
+                let path = log.paths.get(at).expect("a log for each segment");
+                let memory = open_log(path, log.state).map_err(|error| from_io(&error))?;
+                Access::Write { memory, identity: log.identity, state: log.state }
+            }
+        };
+        let fixed_base = layers.last().is_some_and(|base| base.fixed);
+        let (keep_space, rules) = (opening.keep_space, Rules::all());
+        let chain = OpenChain { files, fixed_base, keep_space, access, rules };
+        Disk::open(self.ring.local().clone(), chain)
+            .await
+            .map_err(|error| from_open(&opening.name, &error))
+    }
+
     /// Lets clients in; returns the port where it is TCP.
     pub(crate) fn listen(&self, id: Uuid, place: &Place) -> Outcome<Option<u16>> {
         let served = self.served(id).map_err(|error| from_io(&error))?;
@@ -209,7 +218,7 @@ impl Home {
     /// Answers what is under way, then closes the disk with a full flush.
     pub(crate) async fn close(&self, id: Uuid) -> Result<()> {
         let served = self.served(id)?;
-        let early = self.drain(id, &served, Disk::close).await;
+        let early = self.drain(id, &served, Volume::close).await;
         let closed = match early {
             Some(outcome) => outcome,
             None => served.disk.close().await,
@@ -224,7 +233,7 @@ impl Home {
         &self,
         id: Uuid,
         served: &Served,
-        end: impl AsyncFn(&Disk) -> Result<()>,
+        end: impl AsyncFn(&Volume) -> Result<()>,
     ) -> Option<Result<()>> {
         let mut closing = pin!(served.server.close());
         loop {
@@ -250,17 +259,18 @@ impl Home {
         self.served.borrow_mut().remove(&id);
     }
 
-    /// Flushes, and opens the new leaf, which is durable: nothing of it is left for the gate.
-    pub(crate) async fn prepare(&self, id: Uuid, leaf: Uuid) -> Outcome<()> {
+    /// Flushes, and opens the new leaves, which are durable: nothing of it is left for the gate.
+    pub(crate) async fn prepare(&self, id: Uuid, leaves: &[Uuid]) -> Outcome<()> {
         let served = self.served(id).map_err(|error| from_io(&error))?;
-        let file = served
-            .store
-            .open(&ObjectName::Layer(leaf), datastore::Access::Write)
-            .await
-            .map_err(|error| from_datastore(&error))?;
-        let leaf =
-            served.disk.open_leaf(file).await.map_err(|error| from_open("the new leaf", &error))?;
-        *served.next.borrow_mut() = Some(leaf);
+        let mut files = Vec::with_capacity(leaves.len());
+        for leaf in leaves {
+            let opened =
+                served.store.open(&ObjectName::Layer(*leaf), datastore::Access::Write).await;
+            files.push(opened.map_err(|error| from_datastore(&error))?);
+        }
+        let leaves = served.disk.open_leaves(files).await;
+        let leaves = leaves.map_err(|error| from_open("the new leaf", &error))?;
+        *served.next.borrow_mut() = Some(leaves);
         note(&served.failed, served.disk.prepare().await).map_err(|error| from_io(&error))
     }
 
@@ -271,12 +281,14 @@ impl Home {
         note(&served.failed, gated)
     }
 
-    /// Goes on in the prepared leaf, which is committed by now.
-    pub(crate) fn switch(&self, id: Uuid, leaf: Uuid) -> Outcome<()> {
+    /// Goes on in the prepared leaves, which are committed by now.
+    pub(crate) fn switch(&self, id: Uuid, leaves: &[Uuid]) -> Outcome<()> {
         let served = self.served(id).map_err(|error| from_io(&error))?;
-        let next = served.next.borrow_mut().take().filter(|next| next.uuid() == leaf);
+        let next = served.next.borrow_mut().take().filter(|next| next.uuids() == leaves);
         let next = next.ok_or_else(|| {
-            Problem::new(Code::IoError, format!("the new leaf {leaf} was not prepared."))
+            let names: Vec<String> = leaves.iter().map(Uuid::to_string).collect();
+            let message = format!("the new leaf {} was not prepared.", names.join(", "));
+            Problem::new(Code::IoError, message)
         })?;
         served.disk.switch(next);
         Ok(())
@@ -317,7 +329,7 @@ impl Home {
         let all: Vec<_> =
             self.served.borrow().iter().map(|(id, served)| (*id, Rc::clone(served))).collect();
         futures_util::future::join_all(all.into_iter().map(|(id, served)| async move {
-            let early = self.drain(id, &served, Disk::gate).await;
+            let early = self.drain(id, &served, Volume::gate).await;
             let flushed = match early {
                 Some(outcome) => outcome,
                 None => served.disk.gate().await,

@@ -3,7 +3,9 @@
 
 use std::cell::Cell;
 
-use catalog::{CopyTarget, Deploy, LeafSpace, NewVolume, Source, Unwatched, VolumeKind};
+use catalog::{
+    CopyTarget, Deploy, LeafSpace, MAX_SEGMENT, NewVolume, Source, Unwatched, VolumeKind,
+};
 use datastore::{FileStore as _, ObjectName};
 use image::{ParentRef, SectorCount, Timestamp, create};
 use io::{ByteCount, Io};
@@ -50,7 +52,13 @@ async fn view_of(lab: &Lab, operation: Option<Operation>) -> View {
 }
 
 fn check(name: &str, operation: Operation) {
-    let fresh = || Lab::new(3, ByteCount::mib(256));
+    check_segmented(name, operation, MAX_SEGMENT);
+    // a segment is one block: the volumes have up to three
+    check_segmented(&format!("{name}, in segments"), operation, 2 * MIB);
+}
+
+fn check_segmented(name: &str, operation: Operation, segment: u64) {
+    let fresh = || Lab::segmented(3, ByteCount::mib(256), segment);
     let lab = fresh();
     let before = lab.executor.block_on(view_of(&lab, None));
     let lab = fresh();
@@ -165,11 +173,12 @@ fn d8_grow() {
             drop(node.catalog.resize(node.id("web"), size).await.unwrap());
         })
     });
-    check("grow out of the BAT's page", |node| {
+    let far: Operation = |node| {
         Box::pin(async {
             drop(node.catalog.resize(node.id("web"), ByteCount::mib(3000)).await.unwrap());
         })
-    });
+    };
+    check_segmented("grow out of the BAT's page", far, MAX_SEGMENT);
 }
 
 #[test]
@@ -219,7 +228,7 @@ async fn shorter_leaf(lab: &Lab) -> Uuid {
     for probe in [0, 4096, 8191, 8192, 10240] {
         node.write("base", probe, 9).await;
     }
-    let parent = ParentRef::sibling(node.snapshot("base", "s").await.layer);
+    let parent = ParentRef::sibling(node.snapshot("base", "s").await.tip.layers()[0]);
     let size = SectorCount((2 * MIB + 512) / 512);
     let image = create::differencing(leaf, size, Timestamp(0), &parent).unwrap();
     let file = node.store.create(&ObjectName::Layer(leaf)).await.unwrap();

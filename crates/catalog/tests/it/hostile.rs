@@ -28,7 +28,10 @@ fn flipped_bytes_are_an_error_or_a_sound_object() {
         let read = async |name| node.store.get(&name).await.unwrap().unwrap().1;
         (
             (record.uuid, read(ObjectName::Record(record.uuid)).await),
-            (record.current.layer, read(ObjectName::Cell(record.current.layer)).await),
+            (
+                record.current.tip.layers()[0],
+                read(ObjectName::Cell(record.current.tip.layers()[0])).await,
+            ),
         )
     });
     let intent = Intent {
@@ -142,11 +145,12 @@ fn broken_chains_are_reported_and_refused_and_nothing_else_stops() {
         node.create("fine", SIZE, VolumeKind::Thin).await;
         let turned = node.catalog.find("ring").unwrap();
         // ring's base is replaced by a differencing disk on ring's leaf.
-        let base = ObjectName::Layer(turned.snapshots[0].layer);
-        let parent = ParentRef::sibling(turned.current.layer);
+        let base = ObjectName::Layer(turned.snapshots[0].tip.layers()[0]);
+        let parent = ParentRef::sibling(turned.current.tip.layers()[0]);
         let size = SectorCount(SIZE / 512);
         let image =
-            create::differencing(turned.snapshots[0].layer, size, Timestamp(0), &parent).unwrap();
+            create::differencing(turned.snapshots[0].tip.layers()[0], size, Timestamp(0), &parent)
+                .unwrap();
         let file = node.store.open(&base, Access::Write).await.unwrap();
         file.truncate(ByteCount(image.len)).await.unwrap();
         for (at, bytes) in &image.pieces {
@@ -154,7 +158,7 @@ fn broken_chains_are_reported_and_refused_and_nothing_else_stops() {
         }
         flush(&*file).await;
         drop(file);
-        node.store.remove(&ObjectName::Layer(lost.snapshots[0].layer)).await.unwrap();
+        node.store.remove(&ObjectName::Layer(lost.snapshots[0].tip.layers()[0])).await.unwrap();
         (lost, turned)
     });
     lab.executor.block_on(async {
@@ -188,7 +192,7 @@ fn a_layer_that_is_other_than_its_record_says_is_refused() {
     lab.executor.block_on(async {
         let node = lab.open().await;
         node.create("fix", SIZE, VolumeKind::Fixed).await;
-        let layer = node.catalog.find("fix").unwrap().current.layer;
+        let layer = node.catalog.find("fix").unwrap().current.tip.layers()[0];
         // A guest writes what looks like a dynamic disk with a parent at the start of its own.
         let forged = create::dynamic(layer, SectorCount(8), Timestamp(0)).unwrap();
         let file = node.store.open(&ObjectName::Layer(layer), Access::Write).await.unwrap();
@@ -244,14 +248,14 @@ fn counters_at_their_end_are_refused() {
         let web = node.create("web", SIZE, VolumeKind::Thin).await;
         let last = format!("\"revision\": {}", u64::MAX);
         edit(&node, ObjectName::Record(web.uuid), "\"revision\": 1", &last).await;
-        let cell = ObjectName::Cell(web.current.layer);
+        let cell = ObjectName::Cell(web.current.tip.layers()[0]);
         let last = format!("\"generation\": {}", u64::MAX);
         let (_, bytes) = node.store.get(&cell).await.unwrap().unwrap();
         let text = String::from_utf8(bytes).unwrap();
         let at = text.find("\"generation\": ").unwrap();
         let end = at + text[at..].find(',').unwrap();
         let text = format!("{}{last}{}", &text[..at], &text[end..]);
-        assert!(Cell::decode(web.current.layer, text.as_bytes()).is_err());
+        assert!(Cell::decode(web.current.tip.layers()[0], text.as_bytes()).is_err());
     });
     lab.executor.block_on(async {
         let node = lab.open().await;
@@ -276,7 +280,7 @@ fn r4_an_outdated_intent_removes_nothing_that_a_record_names() {
             volumes: vec![web.uuid],
             commit: catalog::Commit::Record(web.uuid),
             creates: vec![NewLayer {
-                layer: web.current.layer,
+                layer: web.current.tip.layers()[0],
                 parent: None,
                 size: SIZE,
                 fixed: false,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use catalog::{Code, CopyTarget, LeafSpace, Source, Unwatched, VolumeKind};
+use catalog::{Code, CopyTarget, LeafSpace, MAX_SEGMENT, Source, Unwatched, VolumeKind};
 use io::ByteCount;
 use io::sim::SplitMix64;
 
@@ -147,7 +147,8 @@ impl Model {
 #[test]
 fn random_operations_match_the_model() {
     for seed in 0..12 {
-        let mut lab = Lab::new(seed, ByteCount::mib(1024));
+        let segment = if seed % 2 == 0 { MAX_SEGMENT } else { 2 * MIB };
+        let mut lab = Lab::segmented(seed, ByteCount::mib(1024), segment);
         let mut rng = SplitMix64::new(seed);
         let mut model = Model::default();
         for life in 0..3u64 {

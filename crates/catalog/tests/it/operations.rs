@@ -85,7 +85,7 @@ fn names_and_sizes_are_checked() {
             (&long, SIZE, Code::BadName),
             ("db", 0, Code::BadSize),
             ("db", 513, Code::BadSize),
-            ("db", (2040 << 30) + 512, Code::BadSize),
+            ("db", (64 << 40) + 512, Code::BadSize),
         ] {
             let new =
                 NewVolume { name: name.into(), size: ByteCount(size), kind: VolumeKind::Thin };
@@ -243,7 +243,7 @@ fn clones_templates_and_copies() {
             )
             .await
             .unwrap();
-        assert_eq!(full[0].fixed_layer, Some(full[0].current.layer));
+        assert_eq!(full[0].fixed_layers, full[0].current.tip.layers());
         node.snapshot("a", "s").await;
         let copy = CopyTarget { name: "a2".into(), kind: None, template: false };
         node.catalog.copy_full(source(&node, "a", Some("s")), copy, &Unwatched).await.unwrap();
@@ -545,12 +545,16 @@ fn an_orphaned_chain_is_reported_and_adopted() {
         let report = node.catalog.check().await.unwrap();
         let codes: Vec<_> = report.findings.iter().map(|f| (f.severity, f.code)).collect();
         assert_eq!(codes, [(Severity::Note, "orphan-layer"); 2]);
-        let error = node.catalog.adopt(record.snapshots[0].layer, "web").await.unwrap_err();
+        let error =
+            node.catalog.adopt(record.snapshots[0].tip.layers()[0], "web").await.unwrap_err();
         assert_eq!(error.code, Code::HasDependents);
-        node.catalog.adopt(record.current.layer, "web").await.unwrap();
+        node.catalog.adopt(record.current.tip.layers()[0], "web").await.unwrap();
         assert_eq!(node.view().await["web"].content[0], 9);
         node.assert_sound("adopted").await;
-        let file = node.store.open(&ObjectName::Layer(record.current.layer), Access::Write).await;
+        let file = node
+            .store
+            .open(&ObjectName::Layer(record.current.tip.layers()[0]), Access::Write)
+            .await;
         assert!(file.unwrap().info().size.0 > 0, "nobody holds it");
     });
 }

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use catalog::{
-    Catalog, Chunk, Env, Incoming, IncomingLayer, LeafSpace, NewImport, NewVolume, Next, Progress,
-    Recovered, Running, Snapshot, Unwatched, VolumeKind, VolumeRecord,
+    Catalog, Chunk, Env, Incoming, IncomingLayer, LeafSpace, MAX_SEGMENT, NewImport, NewVolume,
+    Next, Progress, Recovered, Running, Snapshot, Tip, Unwatched, VolumeKind, VolumeRecord,
 };
 use datastore::{Access, FileStore, Identity, ObjectName};
 use image::{
@@ -29,6 +29,7 @@ pub(crate) const PROBES: [u64; 10] = [0, 1, 7, 8, 4095, 4096, 8191, 8192, 10240,
 pub(crate) struct TestEnv {
     next: Rc<Cell<u64>>,
     boot: u64,
+    segment: u64,
 }
 
 impl Env for TestEnv {
@@ -41,6 +42,9 @@ impl Env for TestEnv {
     }
     fn boot_id(&self) -> String {
         format!("boot-{}", self.boot)
+    }
+    fn segment_bytes(&self) -> u64 {
+        self.segment
     }
 }
 
@@ -73,13 +77,13 @@ impl Running for FakeDisks {
     fn is_connected(&self, volume: Uuid) -> bool {
         self.running.borrow().contains(&volume)
     }
-    fn prepare(&self, _volume: Uuid, _leaf: Uuid) -> Io<'_, catalog::Result<()>> {
+    fn prepare(&self, _volume: Uuid, _leaves: Tip) -> Io<'_, catalog::Result<()>> {
         self.call("prepare")
     }
     fn gate(&self, _volume: Uuid) -> Io<'_, catalog::Result<()>> {
         self.call("gate")
     }
-    fn switch(&self, _volume: Uuid, _leaf: Uuid) -> Io<'_, catalog::Result<()>> {
+    fn switch(&self, _volume: Uuid, _leaves: Tip) -> Io<'_, catalog::Result<()>> {
         self.call("switch")
     }
     fn ungate(&self, _volume: Uuid) -> Io<'_, ()> {
@@ -169,6 +173,8 @@ pub(crate) struct Lab {
     pub(crate) world: SimWorld,
     pub(crate) directory: SimDirectory,
     pub(crate) boot: u64,
+    /// Bytes of the segments of new volumes.
+    pub(crate) segment: u64,
     /// UUIDs given out since the boot.
     given: Rc<Cell<u64>>,
 }
@@ -182,10 +188,15 @@ pub(crate) enum Crash {
 
 impl Lab {
     pub(crate) fn new(seed: u64, capacity: ByteCount) -> Self {
+        Self::segmented(seed, capacity, MAX_SEGMENT)
+    }
+
+    /// One whose volumes divide into segments of this many bytes.
+    pub(crate) fn segmented(seed: u64, capacity: ByteCount, segment: u64) -> Self {
         let (executor, world) = SimWorld::start(seed);
         let identity = Identity { uuid: Uuid::from_u128(1), name: "fast1".into(), created: 0 };
         let directory = SimDirectory::create(&world, capacity, &identity);
-        Self { executor, world, directory, boot: 1, given: Rc::default() }
+        Self { executor, world, directory, boot: 1, segment, given: Rc::default() }
     }
 
     /// The node after a crash.
@@ -196,7 +207,8 @@ impl Lab {
         };
         let (executor, world) = SimWorld::restart(seed, survivors);
         let directory = SimDirectory::restart(&world.spaces()[0], names);
-        Self { executor, world, directory, boot: self.boot + 1, given: Rc::default() }
+        let (boot, segment) = (self.boot + 1, self.segment);
+        Self { executor, world, directory, boot, segment, given: Rc::default() }
     }
 
     pub(crate) async fn open(&self) -> Node {
@@ -205,7 +217,8 @@ impl Lab {
 
     pub(crate) async fn open_with(&self, disks: Rc<FakeDisks>) -> Node {
         let store = Rc::new(self.directory.open().unwrap());
-        let env = Rc::new(TestEnv { next: Rc::clone(&self.given), boot: self.boot });
+        let (next, boot, segment) = (Rc::clone(&self.given), self.boot, self.segment);
+        let env = Rc::new(TestEnv { next, boot, segment });
         let running: Rc<dyn Running> = disks;
         let files: Rc<dyn FileStore> = Rc::clone(&store) as _;
         let (catalog, recovered) = Catalog::open(files, env, running).await.unwrap();
@@ -259,8 +272,11 @@ impl Node {
     pub(crate) async fn write(&self, volume: &str, sector: u64, byte: u8) {
         let record = self.catalog.find(volume).unwrap();
         assert!(!record.template && sector < record.size / SECTOR, "no guest could");
-        let fixed = record.fixed_layer == Some(record.current.layer);
-        let name = ObjectName::Layer(record.current.layer);
+        let each = record.segment / SECTOR;
+        let leaf = record.current.tip.layers()[usize::try_from(sector / each).unwrap()];
+        let sector = sector % each;
+        let fixed = record.is_fixed(leaf);
+        let name = ObjectName::Layer(leaf);
         let file = self.store.open(&name, Access::Write).await.unwrap();
         let image = open_image(&*file, fixed).await;
         let data = [byte; 512];
@@ -307,10 +323,21 @@ impl Node {
     }
 
     /// The first bytes of each probe sector within `size`, read through the layers' own links.
-    pub(crate) async fn content(&self, tip: Uuid, size: u64) -> Vec<u8> {
+    pub(crate) async fn content(&self, record: &VolumeRecord, tip: &Tip, size: u64) -> Vec<u8> {
+        let mut seen = Vec::new();
+        for (start, layer) in
+            (0..).step_by(usize::try_from(record.segment).unwrap()).zip(tip.layers())
+        {
+            let len = record.segment.min(size - start);
+            seen.extend(self.segment_content(*layer, start / SECTOR, len).await);
+        }
+        seen
+    }
+
+    async fn segment_content(&self, tip: Uuid, start: u64, size: u64) -> Vec<u8> {
         let (mut files, mut readers, mut next) = (Vec::new(), Vec::new(), Some(tip));
         while let Some(layer) = next {
-            let fixed = self.catalog.volumes().iter().any(|v| v.fixed_layer == Some(layer));
+            let fixed = self.catalog.volumes().iter().any(|v| v.is_fixed(layer));
             let file = self.store.open(&ObjectName::Layer(layer), Access::Read).await.unwrap();
             let image = open_image(&*file, fixed).await;
             next = image.parent.as_ref().map(|parent| parent.uuid);
@@ -320,7 +347,8 @@ impl Node {
         let mut reader = ChainReader::new(readers).unwrap();
         assert_eq!(reader.size().bytes(), size, "size of layer {tip}");
         let mut seen = Vec::new();
-        for probe in PROBES.into_iter().filter(|probe| *probe < size / SECTOR) {
+        let inside = PROBES.into_iter().filter_map(|probe| probe.checked_sub(start));
+        for probe in inside.filter(|probe| *probe < size / SECTOR) {
             let place = loop {
                 match reader.map(Sector(probe), SectorCount(1)).unwrap() {
                     Mapped::Read { layer, at, len } => {
@@ -348,7 +376,7 @@ impl Node {
             let name = |id: Option<Uuid>| id.map(|id| record.snapshot(id).unwrap().name.clone());
             let mut snapshots = BTreeMap::new();
             for snapshot in &record.snapshots {
-                let content = self.content(snapshot.layer, snapshot.size).await;
+                let content = self.content(&record, &snapshot.tip, snapshot.size).await;
                 let seen = (name(snapshot.parent), snapshot.size, content);
                 snapshots.insert(snapshot.name.clone(), seen);
             }
@@ -357,7 +385,7 @@ impl Node {
                 kind: record.kind,
                 template: record.template,
                 on: name(record.current.parent),
-                content: self.content(record.current.layer, record.size).await,
+                content: self.content(&record, &record.current.tip, record.size).await,
                 snapshots,
             };
             view.insert(record.name.clone(), seen);

@@ -11,7 +11,7 @@
 use std::cell::{Cell, Ref, RefCell};
 use std::collections::BTreeSet;
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use catalog::{Catalog, ConnectPlan, ConnectRequest, LogPlan};
@@ -155,7 +155,7 @@ impl Control {
         progress.running("connecting");
         // Before the old connection is forgotten: one whose log is another version's stays on record
         // for that version.
-        let found = self.found_log(volume).await?;
+        let found = self.found_log(&opened.catalog, volume).await?;
         self.drop_link(id).await?;
         let plan = opened
             .catalog
@@ -255,8 +255,9 @@ impl Control {
         name: &str,
         home: usize,
     ) -> Outcome<()> {
+        let path = |segment| self.shared.data.log(plan.volume, segment);
         let log = plan.log.as_ref().map(|identity| Log {
-            path: self.shared.data.log(plan.volume),
+            paths: (0..plan.segments.len()).map(path).collect(),
             identity: LogIdentity {
                 volume: identity.volume,
                 boot: self.shared.boot,
@@ -272,8 +273,7 @@ impl Control {
         let opening = Opening {
             id,
             datastore: opened.handle.clone(),
-            layers: plan.layers.iter().map(|layer| layer.uuid).collect(),
-            fixed_base: plan.layers.last().is_some_and(|base| base.fixed),
+            segments: plan.segments.clone(),
             keep_space: plan.reserves,
             log,
             name: name.to_owned(),
@@ -303,11 +303,17 @@ impl Control {
         Some(cell.map_or_else(String::new, |(version, _)| format!("{version:?}")))
     }
 
-    /// The identity in the volume's log, where one survived. A log of another version, and one that
-    /// cannot be read, is nothing to guess about: it may hold acknowledged writes (rule D2).
-    async fn found_log(&self, volume: Uuid) -> Outcome<Option<catalog::LogIdentity>> {
-        let path = self.shared.data.log(volume);
-        self.ring.run_blocking(move || look_at_log(&path)).await
+    /// The identity in the volume's logs, where all of them survived. A log of another version, and one
+    /// that cannot be read, is nothing to guess about: it may hold acknowledged writes (rule D2).
+    async fn found_log(
+        &self,
+        catalog: &Catalog,
+        volume: Uuid,
+    ) -> Outcome<Option<catalog::LogIdentity>> {
+        let segments = catalog.segments(volume).map_err(catalog_problem)?;
+        let paths: Vec<PathBuf> =
+            (0..segments).map(|segment| self.shared.data.log(volume, segment)).collect();
+        self.ring.run_blocking(move || look_at_logs(&paths)).await
     }
 
     // --- disconnect ---
@@ -384,7 +390,7 @@ impl Control {
             catalog.disconnect(live.connection, closed.is_ok()).await.map_err(catalog_problem)?;
             crash::point("disconnect-released");
             if closed.is_ok() && !link.entry().read_only {
-                self.remove_log(volume).await;
+                self.remove_log(&catalog, volume).await;
             }
             flushed = closed;
         }
@@ -417,12 +423,15 @@ impl Control {
         Ok(())
     }
 
-    async fn remove_log(&self, volume: Uuid) {
-        let path = self.shared.data.log(volume);
-        let removed = self.ring.run_blocking(move || std::fs::remove_file(path)).await;
-        if let Err(error) = removed
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
+    async fn remove_log(&self, catalog: &Catalog, volume: Uuid) {
+        let segments = catalog.segments(volume).unwrap_or(1);
+        let paths: Vec<PathBuf> =
+            (0..segments).map(|segment| self.shared.data.log(volume, segment)).collect();
+        let removed = self.ring.run_blocking(move || {
+            paths.into_iter().filter_map(|path| std::fs::remove_file(path).err()).collect()
+        });
+        let failed: Vec<std::io::Error> = removed.await;
+        for error in failed.iter().filter(|e| e.kind() != std::io::ErrorKind::NotFound) {
             // A log that no generation names is never replayed.
             tracing::warn!(%volume, %error, "a metadata log is left over");
         }
@@ -548,7 +557,11 @@ impl Control {
         let entry = link.entry().clone();
         let record = opened.catalog.volume(entry.volume).map_err(catalog_problem)?;
         let cell_before = opened.files.get(&ObjectName::Cell(entry.volume)).await;
-        let found = if entry.read_only { None } else { self.found_log(entry.volume).await? };
+        let found = if entry.read_only {
+            None
+        } else {
+            self.found_log(&opened.catalog, entry.volume).await?
+        };
         let plan = opened
             .catalog
             .connect(ConnectRequest {
@@ -611,7 +624,7 @@ impl Control {
     async fn recover(&self, opened: &Opened, volume: Uuid) -> Outcome<()> {
         if !opened.catalog.needs_recovery(volume) {
             // It died between the release and the removal of the log, which nobody needs any more.
-            self.remove_log(volume).await;
+            self.remove_log(&opened.catalog, volume).await;
             return Ok(());
         }
         let plan = opened
@@ -621,7 +634,7 @@ impl Control {
                 snapshot: None,
                 read_only: false,
                 holder: format!("recovery on {}", self.shared.host),
-                log_found: self.found_log(volume).await?,
+                log_found: self.found_log(&opened.catalog, volume).await?,
             })
             .await
             .map_err(catalog_problem)?;
@@ -660,7 +673,7 @@ impl Control {
             .map_err(catalog_problem)?;
         closed.map_err(|error| from_io(&error))?;
         if plan.log.is_some() {
-            self.remove_log(plan.volume).await;
+            self.remove_log(&opened.catalog, plan.volume).await;
         }
         Ok(())
     }
@@ -725,7 +738,14 @@ impl Control {
     }
 }
 
+/// The identity that all logs of a volume carry: where one is gone, all that was in it is.
 /// Blocks, so it is for a helper thread.
+fn look_at_logs(paths: &[PathBuf]) -> Outcome<Option<catalog::LogIdentity>> {
+    let found = paths.iter().map(|path| look_at_log(path)).collect::<Outcome<Vec<_>>>()?;
+    let first = found.first().cloned().flatten();
+    Ok(first.filter(|first| found.iter().all(|other| other.as_ref() == Some(first))))
+}
+
 fn look_at_log(path: &Path) -> Outcome<Option<catalog::LogIdentity>> {
     let unknown = |why: String| {
         let detail = format!("Its metadata log {} cannot be used: {why}.", path.display());

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
-use catalog::{CatalogError, Code, Result, Running};
+use catalog::{CatalogError, Code, Result, Running, Tip};
 use io::{Io, IoError};
 use uuid::Uuid;
 
@@ -104,10 +104,10 @@ impl Running for Homes {
         self.control.upgrade().is_some_and(|control| control.home_of(volume).is_some())
     }
 
-    fn prepare(&self, volume: Uuid, leaf: Uuid) -> Io<'_, Result<()>> {
+    fn prepare(&self, volume: Uuid, leaves: Tip) -> Io<'_, Result<()>> {
         Box::pin(async move {
             let home = self.home(volume)?;
-            home.call(move |home| async move { home.prepare(volume, leaf).await })
+            home.call(move |home| async move { home.prepare(volume, leaves.layers()).await })
                 .await
                 .map_err(|_gone| gone())?
                 .map_err(|problem| CatalogError::new(Code::Io, problem.detail))
@@ -118,17 +118,17 @@ impl Running for Homes {
         Box::pin(async move { self.gate_on(self.home(volume)?, volume).await })
     }
 
-    fn switch(&self, volume: Uuid, leaf: Uuid) -> Io<'_, Result<()>> {
+    fn switch(&self, volume: Uuid, leaves: Tip) -> Io<'_, Result<()>> {
         Box::pin(async move {
             let home = self.home(volume)?;
             crash::point("before-switch");
             let switched = home
-                .call(move |home| async move { home.switch(volume, leaf) })
+                .call(move |home| async move { home.switch(volume, leaves.layers()) })
                 .await
                 .map_err(|_gone| gone())?;
             crash::point("after-switch");
             if let Err(error) = switched {
-                // The old leaf is frozen by the commit: the disk must not go on in it.
+                // The old leaves are frozen by the commit: the disk must not go on in them.
                 let why =
                     format!("its new layer could not be opened after a snapshot: {}", error.detail);
                 self.end(volume, why).await;

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 
-use catalog::Running as _;
+use catalog::{LayerRef, Running as _};
 use datastore::{DirHandle, FileStore as _, Identity, ObjectName};
 use disk::{LogIdentity, LogState};
 use image::{ParentRef, SectorCount, Timestamp, create};
@@ -64,15 +64,18 @@ fn close_behind_a_gate(fate: Fate) -> io::Result<()> {
         let opening = Opening {
             id: VOLUME,
             datastore,
-            layers: vec![BASE],
-            fixed_base: false,
+            segments: vec![vec![LayerRef { uuid: BASE, size: size.bytes(), fixed: false }]],
             keep_space: false,
-            log: Some(Log { path: dir.path().join("log"), identity, state: LogState::Clean }),
+            log: Some(Log {
+                paths: vec![dir.path().join("log")],
+                identity,
+                state: LogState::Clean,
+            }),
             name: "db".to_owned(),
         };
         home.call(|home| async move { home.open(opening).await }).await.unwrap().unwrap();
         if fate != Fate::NotPrepared {
-            home.call(|home| async move { home.prepare(VOLUME, LEAF).await })
+            home.call(|home| async move { home.prepare(VOLUME, &[LEAF]).await })
                 .await
                 .unwrap()
                 .unwrap();
@@ -86,12 +89,12 @@ fn close_behind_a_gate(fate: Fate) -> io::Result<()> {
         let deciding = async {
             match fate {
                 Fate::Switched => {
-                    homes.switch(VOLUME, LEAF).await.unwrap();
+                    homes.switch(VOLUME, LEAF.into()).await.unwrap();
                     homes.ungate(VOLUME).await;
                 }
                 Fate::LetGo => homes.ungate(VOLUME).await,
                 Fate::Abandoned => homes.abandon(VOLUME).await,
-                Fate::NotPrepared => drop(homes.switch(VOLUME, LEAF).await.unwrap_err()),
+                Fate::NotPrepared => drop(homes.switch(VOLUME, LEAF.into()).await.unwrap_err()),
             }
             assert!(homes.gated.borrow().is_empty());
         };

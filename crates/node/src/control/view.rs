@@ -1,6 +1,5 @@
 //! How datastores, volumes, snapshots and templates look on the wire.
 
-use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use catalog::VolumeRecord;
@@ -145,6 +144,9 @@ impl Control {
             name: self.find_if(origin.volume).map(|(_, source)| wire_name(&source.name)),
             snapshot: origin.snapshot,
         });
+        // Of one that was deleted meanwhile nothing is known any more.
+        let chain_length =
+            store.catalog().ok().and_then(|c| c.chain_length(record.uuid).ok()).unwrap_or(0);
         Volume {
             id: record.uuid,
             name: wire_name(&record.name),
@@ -156,7 +158,7 @@ impl Control {
             state: self.volume_state(record.uuid),
             snapshots: count(record.snapshots.len()),
             current_snapshot: record.current.parent,
-            chain_length: self.chain_length(record),
+            chain_length: count(chain_length),
             origin,
             connections: self.connections_of(record.uuid),
             task: self.task_on(record.uuid),
@@ -194,32 +196,6 @@ impl Control {
             return VolumeState::Abnormal;
         }
         if self.held.borrow().contains(&id) { VolumeState::Held } else { VolumeState::Connected }
-    }
-
-    /// The longest way of a read: the snapshots below what the volume is now, layers of deleted ones
-    /// that wait for their merge, and the same of what it was cloned from.
-    fn chain_length(&self, record: &VolumeRecord) -> u32 {
-        let mut seen = BTreeSet::new();
-        let mut length = 0_usize;
-        let mut next = Some((record.clone(), None));
-        while let Some((record, snapshot)) = next.take() {
-            if !seen.insert(record.uuid) {
-                break;
-            }
-            let mut at = snapshot.or(record.current.parent);
-            length += 1 + record.ghosts().count();
-            for _ in 0..record.snapshots.len() {
-                let Some(parent) = at.and_then(|id| record.snapshot(id)) else { break };
-                if snapshot != at {
-                    length += 1;
-                }
-                at = parent.parent;
-            }
-            next = record.origin.as_ref().filter(|origin| origin.linked).and_then(|origin| {
-                self.find_if(origin.volume).map(|(_, source)| (source, origin.snapshot))
-            });
-        }
-        count(length)
     }
 
     pub(super) fn connections_of(&self, volume: Uuid) -> Vec<Connection> {

@@ -391,7 +391,7 @@ impl Actors {
     async fn change(
         &self,
         volume: Uuid,
-        disk: &disk::Disk,
+        disk: &disk::Volume,
         touched: &[(u64, u64)],
         value: u64,
         request: Request,

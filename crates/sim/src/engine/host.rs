@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use catalog::{
-    Catalog, CatalogError, ConnectPlan, ConnectRequest, Env, LogIdentity as LogName, LogPlan,
-    Recovered, Running,
+    Catalog, CatalogError, ConnectPlan, ConnectRequest, Env, LayerRef, LogIdentity as LogName,
+    LogPlan, Recovered, Running, Tip,
 };
 use datastore::{Access as Open, FileStore, ObjectName};
-use disk::{Access, Disk, LogIdentity, LogState, NewLeaf, OpenChain, Rules};
+use disk::{Access, Disk, LogIdentity, LogState, NewLeaves, OpenChain, Rules, Volume};
 use io::sim::SimWorld;
 use io::{BlockFile, Io, LogMemory};
 use uuid::Uuid;
@@ -23,6 +23,8 @@ const LOG: usize = 16 << 10;
 pub(super) struct SimEnv {
     pub(super) world: SimWorld,
     pub(super) boot: u64,
+    /// Bytes of a segment of new volumes: a few blocks in some runs.
+    pub(super) segment: u64,
 }
 
 impl Env for SimEnv {
@@ -39,12 +41,16 @@ impl Env for SimEnv {
     fn boot_id(&self) -> String {
         Uuid::from_u128(u128::from(self.boot)).to_string()
     }
+
+    fn segment_bytes(&self) -> u64 {
+        self.segment
+    }
 }
 
 /// A volume that is open for writing.
 #[derive(Clone)]
 pub(super) struct Live {
-    pub(super) disk: Disk,
+    pub(super) disk: Volume,
     pub(super) connection: Uuid,
 }
 
@@ -62,7 +68,7 @@ struct Disks {
     store: Rc<SimStore>,
     live: RefCell<BTreeMap<Uuid, Live>>,
     /// Leaves that were prepared for a snapshot.
-    next: RefCell<BTreeMap<Uuid, NewLeaf>>,
+    next: RefCell<BTreeMap<Uuid, NewLeaves>>,
     /// How often the gate of any disk was shut.
     gates: Cell<u64>,
 }
@@ -73,12 +79,13 @@ impl Host {
         world: &SimWorld,
         store: SimStore,
         boot: u64,
+        segment: u64,
         rules: Rules,
     ) -> catalog::Result<Self> {
         let store = Rc::new(store);
         let (live, next, gates) = (RefCell::default(), RefCell::default(), Cell::new(0));
         let disks = Rc::new(Disks { store: Rc::clone(&store), live, next, gates });
-        let env = Rc::new(SimEnv { world: world.clone(), boot });
+        let env = Rc::new(SimEnv { world: world.clone(), boot, segment });
         let files: Rc<dyn FileStore> = Rc::<SimStore>::clone(&store);
         let running: Rc<dyn Running> = Rc::<Disks>::clone(&disks);
         let (catalog, recovered) = Catalog::open(files, env, running).await?;
@@ -92,8 +99,7 @@ impl Host {
     /// Opens a volume for writing, replaying its log where it survived. True: the log was lost, so
     /// that only what was flushed need be there.
     pub(super) async fn connect(&self, volume: Uuid) -> Result<bool, String> {
-        let name = format!("log-{volume}");
-        let found = self.log_found(volume);
+        let found = self.log_found(volume)?;
         let request = ConnectRequest {
             volume,
             snapshot: None,
@@ -114,7 +120,7 @@ impl Host {
             generation: identity.generation,
             log: identity.log_id,
         };
-        let disk = match self.open(&name, &plan, identity, state).await {
+        let disk = match self.open(&plan, identity, state).await {
             Ok(disk) => disk,
             Err(error) => {
                 let ended = self.catalog.disconnect(plan.connection, false).await;
@@ -131,32 +137,42 @@ impl Host {
 
     async fn open(
         &self,
-        log: &str,
         plan: &ConnectPlan,
         identity: LogIdentity,
         state: LogState,
-    ) -> Result<Disk, String> {
-        let files = self.files(plan, Open::Write).await.map_err(|e| e.to_string())?;
-        let memory: Rc<dyn LogMemory> = Rc::new(self.world.log(log, LOG));
-        let access = Access::Write { memory, identity, state };
-        let open = self.chain(plan, files, access);
-        Disk::open(self.world.local().clone(), open).await.map_err(|e| format!("open: {e}"))
+    ) -> Result<Volume, String> {
+        let mut disks = Vec::new();
+        for (segment, layers) in plan.segments.iter().enumerate() {
+            let files = self.files(layers, Open::Write).await.map_err(|e| e.to_string())?;
+            let log = log_name(plan.volume, segment);
+            let memory: Rc<dyn LogMemory> = Rc::new(self.world.log(&log, LOG));
+            let access = Access::Write { memory, identity, state };
+            let open = self.chain(plan, layers, files, access);
+            let disk = Disk::open(self.world.local().clone(), open).await;
+            disks.push(disk.map_err(|e| format!("open: {e}"))?);
+        }
+        Ok(Volume::new(disks))
     }
 
-    /// The identity in the volume's log, as the node finds it by reading the log's head.
-    fn log_found(&self, volume: Uuid) -> Option<LogName> {
-        let name = format!("log-{volume}");
-        if !self.world.has_log(&name) {
-            return None;
-        }
-        let memory = self.world.log(&name, LOG);
-        let found = disk::log_identity(&memory).ok()?;
-        Some(LogName {
+    /// The identity in the volume's logs, as the node finds it by reading their heads: where one is
+    /// gone, all that was in it is.
+    fn log_found(&self, volume: Uuid) -> Result<Option<LogName>, String> {
+        let segments = self.catalog.segments(volume).map_err(|e| e.to_string())?;
+        let found: Vec<_> = (0..segments)
+            .map(|segment| {
+                let name = log_name(volume, segment);
+                let memory = self.world.has_log(&name).then(|| self.world.log(&name, LOG));
+                memory.and_then(|memory| disk::log_identity(&memory).ok())
+            })
+            .collect();
+        let first = found.first().copied().flatten();
+        let same = first.filter(|first| found.iter().all(|other| other.as_ref() == Some(first)));
+        Ok(same.map(|found| LogName {
             volume: found.volume,
             boot_id: found.boot.to_string(),
             generation: found.generation,
             log_id: found.log,
-        })
+        }))
     }
 
     /// Closes a volume; false: not cleanly.
@@ -167,7 +183,9 @@ impl Host {
         let ended = self.catalog.disconnect(live.connection, clean).await;
         ended.map_err(|e| format!("disconnect: {e}"))?;
         if clean {
-            self.world.remove_log(&format!("log-{volume}"));
+            for segment in 0..self.catalog.segments(volume).map_err(|e| e.to_string())? {
+                self.world.remove_log(&log_name(volume, segment));
+            }
         }
         Ok(clean)
     }
@@ -177,7 +195,7 @@ impl Host {
         &self,
         volume: Uuid,
         snapshot: Option<Uuid>,
-    ) -> Result<(Disk, Uuid), String> {
+    ) -> Result<(Volume, Uuid), String> {
         let request = ConnectRequest {
             volume,
             snapshot,
@@ -186,16 +204,21 @@ impl Host {
             log_found: None,
         };
         let plan = self.catalog.connect(request).await.map_err(|e| format!("reading: {e}"))?;
-        let files =
-            self.files(&plan, Open::Read).await.map_err(|e| format!("reading its files: {e}"))?;
-        let open = self.chain(&plan, files, Access::ReadOnly);
-        let disk = Disk::open(self.world.local().clone(), open).await.map_err(|e| e.to_string())?;
-        Ok((disk, plan.connection))
+        let mut disks = Vec::new();
+        for layers in &plan.segments {
+            let files = self.files(layers, Open::Read).await;
+            let files = files.map_err(|e| format!("reading its files: {e}"))?;
+            let open = self.chain(&plan, layers, files, Access::ReadOnly);
+            let disk = Disk::open(self.world.local().clone(), open).await;
+            disks.push(disk.map_err(|e| e.to_string())?);
+        }
+        Ok((Volume::new(disks), plan.connection))
     }
 
     fn chain(
         &self,
         plan: &ConnectPlan,
+        layers: &[LayerRef],
         files: Vec<Rc<dyn BlockFile>>,
         access: Access,
     ) -> OpenChain {
@@ -203,7 +226,7 @@ impl Host {
             files,
             access,
             rules: self.rules,
-            fixed_base: plan.layers.last().is_some_and(|base| base.fixed),
+            fixed_base: layers.last().is_some_and(|base| base.fixed),
             keep_space: plan.reserves,
         }
     }
@@ -211,11 +234,11 @@ impl Host {
     /// The chain's files, base first.
     async fn files(
         &self,
-        plan: &ConnectPlan,
+        layers: &[LayerRef],
         leaf: Open,
     ) -> datastore::Result<Vec<Rc<dyn BlockFile>>> {
         let mut files = Vec::new();
-        for (depth, layer) in plan.layers.iter().enumerate().rev() {
+        for (depth, layer) in layers.iter().enumerate().rev() {
             let access = if depth == 0 { leaf } else { Open::Read };
             files.push(self.store.open(&ObjectName::Layer(layer.uuid), access).await?);
         }
@@ -234,8 +257,12 @@ impl Host {
     }
 }
 
+fn log_name(volume: Uuid, segment: usize) -> String {
+    format!("log-{volume}-{segment}")
+}
+
 impl Disks {
-    fn disk(&self, volume: Uuid) -> Option<Disk> {
+    fn disk(&self, volume: Uuid) -> Option<Volume> {
         self.live.borrow().get(&volume).map(|live| live.disk.clone())
     }
 }
@@ -245,15 +272,18 @@ impl Running for Disks {
         self.live.borrow().contains_key(&volume)
     }
 
-    fn prepare(&self, volume: Uuid, leaf: Uuid) -> Io<'_, catalog::Result<()>> {
+    fn prepare(&self, volume: Uuid, leaves: Tip) -> Io<'_, catalog::Result<()>> {
         Box::pin(async move {
             let Some(disk) = self.disk(volume) else { return Ok(()) };
-            let file = self.store.open(&ObjectName::Layer(leaf), Open::Write).await?;
-            let leaf = disk
-                .open_leaf(file)
+            let mut files = Vec::new();
+            for leaf in leaves.layers() {
+                files.push(self.store.open(&ObjectName::Layer(*leaf), Open::Write).await?);
+            }
+            let leaves = disk
+                .open_leaves(files)
                 .await
                 .map_err(|error| CatalogError::new(catalog::Code::Corrupt, error.to_string()))?;
-            self.next.borrow_mut().insert(volume, leaf);
+            self.next.borrow_mut().insert(volume, leaves);
             disk.prepare().await.map_err(CatalogError::from)
         })
     }
@@ -268,11 +298,11 @@ impl Running for Disks {
         })
     }
 
-    fn switch(&self, volume: Uuid, leaf: Uuid) -> Io<'_, catalog::Result<()>> {
+    fn switch(&self, volume: Uuid, leaves: Tip) -> Io<'_, catalog::Result<()>> {
         Box::pin(async move {
             let Some(disk) = self.disk(volume) else { return Ok(()) };
-            let next = self.next.borrow_mut().remove(&volume).expect("a prepared leaf");
-            assert_eq!(next.uuid(), leaf, "the leaf that was prepared");
+            let next = self.next.borrow_mut().remove(&volume).expect("prepared leaves");
+            assert_eq!(next.uuids(), leaves.layers(), "the leaves that were prepared");
             disk.switch(next);
             Ok(())
         })

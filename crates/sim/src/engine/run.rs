@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use datastore::{FileStore, Identity, Kind};
-use disk::{Disk, Rules};
+use disk::Rules;
 use futures_util::future::{join, join_all};
 use io::sim::{SimWorld, SplitMix64, Survivors};
 use io::{BlockDevice, ByteCount, ByteOffset, Executor, IoBuf, Request};
@@ -66,6 +66,11 @@ pub fn run(seed: u64, lives: u64, rules: Rules) -> Result<Outcome, String> {
     let mut boot = 1;
     // a small store is full sooner or later: its guests are held, its operations refused
     let capacity = ByteCount::mib(if rng.between(0, 3) == 0 { 24 } else { 400 });
+    // volumes of several segments do everything that others do
+    let segment = match seed % 3 {
+        0 => catalog::MAX_SEGMENT,
+        blocks => blocks * image::BLOCK_BYTES,
+    };
     for life in 0..lives {
         let fail = |what: String| format!("life {life}: {what}");
         let (executor, world, directory) = match left.take() {
@@ -84,7 +89,7 @@ pub fn run(seed: u64, lives: u64, rules: Rules) -> Result<Outcome, String> {
         };
         let store = directory.open().map_err(|e| fail(e.to_string()))?;
         let host = executor
-            .block_on(Host::start(&world, store, boot, rules))
+            .block_on(Host::start(&world, store, boot, segment, rules))
             .map_err(|e| fail(format!("catalog does not open: {e}")))?;
         for recovered in &host.recovered {
             *(if recovered.finished { &mut outcome.finished } else { &mut outcome.undone }) += 1;
@@ -299,7 +304,7 @@ async fn connect_patiently(host: &Host, id: Uuid) -> Result<bool, String> {
 }
 
 /// The same of a template that an operation of that process concerned.
-async fn read_patiently(host: &Host, id: Uuid) -> Result<(Disk, Uuid), String> {
+async fn read_patiently(host: &Host, id: Uuid) -> Result<(disk::Volume, Uuid), String> {
     patiently(host, async || host.read_only(id, None).await).await
 }
 
@@ -321,12 +326,12 @@ async fn patiently<T>(
     Err("its files stay locked".to_owned())
 }
 
-async fn end_reading(host: &Host, disk: &Disk, connection: Uuid) -> Result<(), String> {
+async fn end_reading(host: &Host, disk: &disk::Volume, connection: Uuid) -> Result<(), String> {
     disk.close().await.map_err(|e| e.to_string())?;
     host.catalog.disconnect(connection, true).await.map_err(|e| e.to_string())
 }
 
-async fn read_zones(disk: &Disk, blocks: u64) -> Result<Vec<(u64, Vec<u8>)>, String> {
+async fn read_zones(disk: &disk::Volume, blocks: u64) -> Result<Vec<(u64, Vec<u8>)>, String> {
     let mut sectors = Vec::new();
     for (first, len) in zones(blocks) {
         let into = IoBuf::zeroed(usize::try_from(len * 512).map_err(|e| e.to_string())?);
