@@ -8,7 +8,7 @@ use datastore::{Access, Expected, FileStore, ObjectName, Staged};
 use io::{ByteCount, ByteRange, Clear, Durability, Effort, IoBuf, IoErrorKind, Request};
 use uuid::Uuid;
 
-use crate::catalog::{Catalog, State};
+use crate::catalog::{Catalog, State, read_node};
 use crate::cell::{Cell, LayerCell, LayerState, MAX_OPEN, VolumeCell};
 use crate::error::{CatalogError, Code, Result};
 use crate::intent::{CellStep, CellValue, Commit, CutBack, Intent, NewLayer, Rewrite};
@@ -251,7 +251,28 @@ impl Catalog {
             }
             state.open.remove(&intent.uuid);
         });
+        self.read_again(intent.rewrites.iter().map(|rewrite| rewrite.layer)).await;
         Ok(())
+    }
+
+    /// Layers whose headers were not whole when the datastore was opened are whole now.
+    async fn read_again(&self, layers: impl Iterator<Item = Uuid>) {
+        for layer in layers {
+            let owner = self.with(|state| {
+                let damaged = state.damaged.contains_key(&layer);
+                let owner = state.volumes.values().find(|volume| volume.layers.contains(&layer));
+                owner.filter(|_| damaged).map(|owner| (owner.uuid, owner.is_fixed(layer)))
+            });
+            let Some((owner, fixed)) = owner else { continue };
+            let read = read_node(self.store(), layer, fixed).await;
+            self.with_mut(|state| match read {
+                Ok(node) => {
+                    state.damaged.remove(&layer);
+                    state.tree.insert(layer, Node { owner: Some(owner), ..node });
+                }
+                Err(error) => drop(state.damaged.insert(layer, error.message)),
+            });
+        }
     }
 }
 

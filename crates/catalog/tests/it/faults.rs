@@ -1,9 +1,11 @@
 //! Full stores and failing devices: an operation that fails leaves everything as it was, or is done.
 
+use std::time::Duration;
+
 use catalog::{CopyTarget, LeafSpace, Source, Unwatched, VolumeKind};
 use io::{ByteCount, Io};
 
-use crate::world::{Lab, MIB, Node, SIZE};
+use crate::world::{Crash, Lab, MIB, Node, SIZE};
 
 type Operation = for<'a> fn(&'a Node) -> Io<'a, catalog::Result<()>>;
 
@@ -145,4 +147,47 @@ fn a_lazy_copy_that_cannot_reserve_says_no_space() {
         assert_eq!(error.code, catalog::Code::NoSpace, "{error}");
         node.assert_sound("after it").await;
     });
+}
+
+/// A dead process's last request holds a layer while its successor opens the datastore: what was
+/// half-written then is read again once the operation is settled.
+#[test]
+fn what_was_half_written_at_the_start_is_read_again() {
+    async fn grow(node: &Node) -> catalog::Result<()> {
+        node.catalog.resize(node.id("web"), ByteCount::mib(3000)).await.map(drop)
+    }
+    let fresh = |seed| Lab::new(seed, ByteCount::mib(256));
+    let lab = fresh(0);
+    let (first, last) = lab.executor.block_on(async {
+        let node = lab.open().await;
+        setup(&node).await;
+        let first = lab.world.events();
+        grow(&node).await.unwrap();
+        (first + 1, lab.world.events())
+    });
+    let mut waited = 0;
+    for (event, seed) in (first..=last).flat_map(|event| (0..8).map(move |seed| (event, seed))) {
+        let lab = fresh(seed);
+        lab.world.halt_at(event);
+        lab.executor.run_until_halt(async {
+            let node = lab.open().await;
+            setup(&node).await;
+            grow(&node).await.unwrap();
+        });
+        let lab = lab.crashed(event, Crash::KillWithRequests);
+        lab.executor.block_on(async {
+            let node = lab.open().await;
+            let waits = node.recovered.iter().any(|r| r.sentence.contains("it waits"));
+            waited += u32::from(waits);
+            // a volume is held, so settled, by whatever is done next with it
+            let id = node.id("web");
+            let mut tries = 0..200;
+            while let Err(error) = node.catalog.rename(id, &format!("web{event}")).await {
+                assert!(tries.next().is_some(), "event {event}, seed {seed}: {error}");
+                lab.world.delay(Duration::from_millis(1), Duration::from_millis(1)).await;
+            }
+            node.assert_sound(&format!("event {event}, seed {seed}")).await;
+        });
+    }
+    assert!(waited > 0, "no request of the dead process was in the way");
 }

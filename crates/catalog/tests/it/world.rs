@@ -183,7 +183,10 @@ pub(crate) struct Lab {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Crash {
     Cut,
+    /// The process died, and so did its requests.
     Kill,
+    /// The process died, and its requests hold its files for a while.
+    KillWithRequests,
 }
 
 impl Lab {
@@ -204,6 +207,7 @@ impl Lab {
         let (names, survivors) = match crash {
             Crash::Cut => (self.directory.cut(), self.world.cut()),
             Crash::Kill => (self.directory.kill().settled(), self.world.kill()),
+            Crash::KillWithRequests => (self.directory.kill(), self.world.kill()),
         };
         let (executor, world) = SimWorld::restart(seed, survivors);
         let directory = SimDirectory::restart(&world.spaces()[0], names);
