@@ -75,6 +75,14 @@ impl Volume {
         self.segments.get(behind).map_or(u64::MAX, |next| next.start - at)
     }
 
+    fn can_serve(&self, range: ByteRange) -> bool {
+        let info = self.info();
+        let whole = |n: u64| n.is_multiple_of(u64::from(info.logical_block));
+        whole(range.start.0)
+            && whole(range.len.0)
+            && range.end().is_some_and(|end| end.0 <= info.size.0)
+    }
+
     /// Splits a range at the segments' boundaries: the segment, the range within it, and how far into
     /// the whole it starts.
     fn parts(&self, range: ByteRange) -> Vec<(&Segment, ByteRange, u64)> {
@@ -236,7 +244,9 @@ impl BlockDevice for Volume {
             Request::Clear { range, .. } => *range,
             Request::Flush => return Box::pin(self.submit_parts(request)),
         };
-        if range.len.0 > self.room_at(range.start.0) {
+        // One that the volume as a whole cannot serve goes to a single disk, which refuses it: no part of
+        // it may be done.
+        if range.len.0 > self.room_at(range.start.0) && self.can_serve(range) {
             return Box::pin(self.submit_parts(request));
         }
         let segment = self.segment_at(range.start.0);

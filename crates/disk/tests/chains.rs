@@ -2,6 +2,8 @@
 //! whose callers go away, gates, the cost of reads.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod common;
+
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -15,29 +17,9 @@ use io::{
     Effort, Extent, ExtentKind, Io, IoBuf, IoErrorKind, Request, Result,
 };
 
-const BLOCK: u64 = 2 << 20;
+use common::layer;
 
-async fn layer(
-    space: &SimSpace,
-    number: u128,
-    size: u64,
-    parent: Option<u128>,
-) -> Rc<dyn BlockFile> {
-    let (uuid, size) = (Uuid::from_u128(number), SectorCount(size / 512));
-    let now = Timestamp::default();
-    let new = match parent {
-        None => create::dynamic(uuid, size, now),
-        Some(p) => create::differencing(uuid, size, now, &ParentRef::sibling(Uuid::from_u128(p))),
-    }
-    .unwrap();
-    let file = space.create();
-    for (at, bytes) in new.pieces {
-        let (at, from) = (ByteOffset(at.bytes()), IoBuf::copied(&bytes));
-        file.submit(Request::Write { at, from, durability: Durability::Cached }).await.unwrap();
-    }
-    file.truncate(ByteCount(new.len)).await.unwrap();
-    file
-}
+const BLOCK: u64 = 2 << 20;
 
 async fn open(world: &SimWorld, files: Vec<Rc<dyn BlockFile>>, rules: Rules) -> Disk {
     open_with(world, files, rules, false).await
