@@ -10,7 +10,7 @@ use crate::copy::Chain;
 use crate::env::Progress;
 use crate::error::Result;
 use crate::intent::NewLayer;
-use crate::layer::{self, block_count};
+use crate::layer;
 use crate::record::VolumeKind;
 use crate::segments::Layout;
 use crate::target::{Chunk, SizeKnown, Target};
@@ -42,11 +42,6 @@ impl DiskReader {
         self.layout.size
     }
 
-    /// Blocks of the disk.
-    pub(crate) fn blocks(&self) -> u32 {
-        block_count(self.layout.size)
-    }
-
     /// A block's content, as much as the disk has of it; None where all of it is zero without a stored
     /// byte.
     pub(crate) async fn block(&mut self, block: u32) -> Result<Option<Vec<u8>>> {
@@ -58,14 +53,16 @@ impl DiskReader {
         }
     }
 
-    /// Whether anything of a block is stored.
-    pub(crate) async fn stores(&mut self, block: u32) -> Result<bool> {
-        let (at, within) = self.layout.locate(block);
-        let size = self.layout.size_of(at);
-        match self.segments.get_mut(at) {
-            Some(chain) => chain.stores(within, size).await,
-            None => Ok(false),
+    /// The first block from `block` on of which anything is stored.
+    pub(crate) async fn next_stored(&mut self, block: u32) -> Result<Option<u32>> {
+        let (mut at, mut within) = self.layout.locate(block);
+        while let Some(chain) = self.segments.get_mut(at) {
+            if let Some(found) = chain.next_stored(within, self.layout.size_of(at)).await? {
+                return Ok(Some(self.layout.block_of(at, found)));
+            }
+            (at, within) = (at + 1, 0);
         }
+        Ok(None)
     }
 }
 
@@ -82,15 +79,6 @@ impl DiskWriter {
         chunk.block = within;
         match self.segments.get_mut(at) {
             Some(target) => target.put(&chunk).await,
-            None => Ok(()),
-        }
-    }
-
-    /// Passes a block that holds nothing.
-    pub(crate) async fn skip(&mut self, block: u32) -> Result<()> {
-        let (at, within) = self.layout.locate(block);
-        match self.segments.get_mut(at) {
-            Some(target) => target.skip(within).await,
             None => Ok(()),
         }
     }
@@ -148,15 +136,16 @@ impl Catalog {
     ) -> Result<()> {
         let mut to = self.begin_disk(layers, layout, kind, SizeKnown::Now).await?;
         progress.phase("copying", layout.size);
-        for block in 0..block_count(layout.size) {
+        let mut next = from.next_stored(0).await?;
+        while let Some(block) = next {
             if progress.cancelled() {
                 return Err(cancelled());
             }
-            match from.block(block).await? {
-                Some(bytes) => to.put(Chunk::whole(block, bytes)).await?,
-                None => to.skip(block).await?,
+            if let Some(bytes) = from.block(block).await? {
+                to.put(Chunk::whole(block, bytes)).await?;
             }
             progress.advance(((u64::from(block) + 1) * BLOCK_BYTES).min(layout.size));
+            next = from.next_stored(block + 1).await?;
         }
         to.close(layers, self.env().now_ms(), progress).await
     }

@@ -277,19 +277,17 @@ impl Chain {
         Ok(any.then(|| self.buffer.slice(0, len).to_vec()))
     }
 
-    /// Whether anything of a block is stored.
-    pub(crate) async fn stores(&mut self, block: u32, size: u64) -> Result<bool> {
-        let start = u64::from(block) * u64::from(BLOCK_SECTORS);
-        let end = (start + u64::from(BLOCK_SECTORS)).min(size / SECTOR);
-        let mut at = start;
+    /// The first block from `block` on of which anything is stored; a fixed layer stores all of it.
+    pub(crate) async fn next_stored(&mut self, block: u32, size: u64) -> Result<Option<u32>> {
+        let (mut at, end) = (u64::from(block) * u64::from(BLOCK_SECTORS), size / SECTOR);
         while at < end {
             let (len, place) = self.map(at, end).await?;
             if place.is_some() {
-                return Ok(true);
+                return Ok(u32::try_from(at / u64::from(BLOCK_SECTORS)).ok());
             }
             at += len;
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// Appends the sectors `from..end` of this segment, whose first is `base` in the disk, to `extents`,

@@ -18,7 +18,7 @@ use crate::content::DiskReader;
 use crate::copy::Chain;
 use crate::env::Progress;
 use crate::error::{CatalogError, Code, Result};
-use crate::layer::{self, Layer};
+use crate::layer::{self, Layer, block_count};
 use crate::locks::{Pace, Pinned};
 use crate::record::VolumeRecord;
 use crate::segments::{MAX_SEGMENT, Tip};
@@ -224,10 +224,12 @@ impl ReadPoint {
         self.content.size()
     }
 
-    /// Blocks of 2 MiB that the disk has.
-    #[must_use]
-    pub fn blocks(&self) -> u32 {
-        self.content.blocks()
+    /// The first block of 2 MiB from `block` on of which anything is stored; what is left out is zero.
+    ///
+    /// # Errors
+    /// `corrupt`, or if the datastore fails.
+    pub async fn next_stored(&mut self, block: u32) -> Result<Option<u32>> {
+        self.content.next_stored(block).await
     }
 
     /// The content of a block, as much as the disk has of it; None where it is all zero.
@@ -260,8 +262,8 @@ impl ReadPoint {
                 return layer::flush(&*to).await;
             }
             FlatFormat::Fixed => {
-                self.write_raw(&*to, progress).await?;
                 let plan = create::fixed(uuid, size, now).map_err(bad_size)?;
+                self.write_raw(&*to, progress).await?;
                 for (at, footer) in &plan.pieces {
                     layer::write(&*to, at.bytes(), &IoBuf::copied(footer)).await?;
                 }
@@ -270,7 +272,8 @@ impl ReadPoint {
             FlatFormat::Dynamic => create::dynamic(uuid, size, now),
         };
         let mut target = begin(to, plan).await?;
-        for block in 0..self.blocks() {
+        let mut next = self.next_stored(0).await?;
+        while let Some(block) = next {
             if progress.cancelled() {
                 return Err(cancelled());
             }
@@ -278,6 +281,7 @@ impl ReadPoint {
                 target.put(&Chunk::whole(block, bytes)).await?;
             }
             progress.advance(((u64::from(block) + 1) * BLOCK_BYTES).min(self.size()));
+            next = self.next_stored(block + 1).await?;
         }
         target.close_as_begun().await
     }
@@ -304,24 +308,23 @@ impl ReadPoint {
             FlatFormat::Dynamic => Some(create::dynamic(uuid, size, now).map_err(bad_size)?),
         };
         let sparse = plan.as_ref().filter(|_| format == FlatFormat::Dynamic);
-        let mut stored = Vec::new();
-        if let Some(plan) = sparse {
-            stored = self.send_table(to, plan).await?;
-        }
-        for block in 0..self.blocks() {
+        let blocks = match sparse {
+            Some(plan) => Blocks::Stored(self.send_table(to, plan).await?),
+            None => Blocks::All(block_count(self.size())),
+        };
+        for block in blocks.iter() {
             if progress.cancelled() {
                 return Err(cancelled());
             }
-            let len = visible_len(block, self.size());
-            if sparse.is_none() {
-                let bytes = self.content.block(block).await?;
-                to.put(bytes.unwrap_or_else(|| vec![0; len])).await?;
-            } else if stored.binary_search(&block).is_ok() {
-                let mut bytes = layer::bitmap_page(&Bitmap::full()).to_vec();
-                bytes.extend(self.content.block(block).await?.unwrap_or_default());
-                bytes.resize(layer::PAGE_LEN + ByteCount(BLOCK_BYTES).as_len(), 0);
-                to.put(bytes).await?;
-            }
+            let bytes = self.content.block(block).await?.unwrap_or_default();
+            let (mut sent, len) = match sparse {
+                Some(_) => (layer::bitmap_page(&Bitmap::full()).to_vec(), BLOCK_BYTES),
+                None => (Vec::new(), visible_len(block, self.size()) as u64),
+            };
+            let len = sent.len() + ByteCount(len).as_len();
+            sent.extend(bytes);
+            sent.resize(len, 0);
+            to.put(sent).await?;
             progress.advance(((u64::from(block) + 1) * BLOCK_BYTES).min(self.size()));
         }
         match plan {
@@ -335,13 +338,13 @@ impl ReadPoint {
         let mut stored = Vec::new();
         let mut table = vec![0xff; ByteCount(plan.len - plan.image.bat_at.bytes()).as_len()];
         let mut next = plan.image.first_free.page_up();
-        for block in 0..self.blocks() {
-            if self.content.stores(block).await? {
-                let entry = bat::encode_entry(Some(layer::entry_at(next)));
-                table[block as usize * entry.len()..][..entry.len()].copy_from_slice(&entry);
-                next = layer::place_after(next);
-                stored.push(block);
-            }
+        let mut found = self.next_stored(0).await?;
+        while let Some(block) = found {
+            let entry = bat::encode_entry(Some(layer::entry_at(next)));
+            table[block as usize * entry.len()..][..entry.len()].copy_from_slice(&entry);
+            next = layer::place_after(next);
+            stored.push(block);
+            found = self.next_stored(block + 1).await?;
         }
         for (at, bytes) in &plan.pieces {
             let is_table = *at == plan.image.bat_at;
@@ -352,7 +355,8 @@ impl ReadPoint {
 
     async fn write_raw(&mut self, to: &dyn BlockFile, progress: &dyn Progress) -> Result<()> {
         to.truncate(ByteCount(self.size())).await?;
-        for block in 0..self.blocks() {
+        let mut next = self.next_stored(0).await?;
+        while let Some(block) = next {
             if progress.cancelled() {
                 return Err(cancelled());
             }
@@ -364,8 +368,25 @@ impl ReadPoint {
                 }
             }
             progress.advance((start + BLOCK_BYTES).min(self.size()));
+            next = self.next_stored(block + 1).await?;
         }
         Ok(())
+    }
+}
+
+/// The blocks that are sent.
+enum Blocks {
+    All(u32),
+    Stored(Vec<u32>),
+}
+
+impl Blocks {
+    fn iter(&self) -> impl Iterator<Item = u32> {
+        let (all, stored) = match self {
+            Self::All(count) => (0..*count, &[][..]),
+            Self::Stored(blocks) => (0..0, blocks.as_slice()),
+        };
+        all.chain(stored.iter().copied())
     }
 }
 
@@ -384,7 +405,7 @@ async fn begin(to: Rc<dyn BlockFile>, plan: image::Result<NewImage>) -> Result<T
 #[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
 fn bad_size(error: FormatError) -> CatalogError {
     CatalogError::new(Code::BadSize, error.to_string()).hint(format!(
-        "one VHD holds up to {} GiB; export it as raw or qcow2, or as a folder of VHDs (--chain)",
+        "one VHD holds up to {} GiB; export it as raw or qcow2, or as a folder of VHDs (--with-snapshots)",
         MAX_SEGMENT >> 30
     ))
 }

@@ -131,6 +131,12 @@ impl Layout {
         let each = u32::try_from(self.segment / BLOCK_BYTES).unwrap_or(u32::MAX).max(1);
         ((block / each) as usize, block % each)
     }
+
+    /// The block of the disk that is `block` of the `index`-th segment.
+    pub(crate) fn block_of(self, index: usize, block: u32) -> u32 {
+        let first = self.start_of(index) / BLOCK_BYTES;
+        u32::try_from(first + u64::from(block)).unwrap_or(u32::MAX)
+    }
 }
 
 #[cfg(test)]
@@ -151,8 +157,7 @@ mod tests {
         assert_eq!((small.count(), small.size_of(2)), (3, BLOCK_BYTES + 512));
         for block in 0..6 {
             let (segment, within) = small.locate(block);
-            let first = small.start_of(segment) / BLOCK_BYTES;
-            assert_eq!(first + u64::from(within), u64::from(block));
+            assert_eq!(small.block_of(segment, within), block);
         }
     }
 

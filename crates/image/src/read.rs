@@ -105,7 +105,8 @@ impl LayerReader {
             Err(read) => return Ok(read),
         };
         let Some(entry) = entry else {
-            return Ok(Mapped::Extent { len: SectorCount(in_block), content: absent });
+            let len = SectorCount(self.absent_from(block, in_block, max.0));
+            return Ok(Mapped::Extent { len, content: absent });
         };
         if !self.image.block_fits(entry, self.file_len) {
             return Err(FormatError::corrupt(
@@ -132,6 +133,20 @@ impl LayerReader {
         Ok(Mapped::Extent { len: SectorCount(u64::from(run)), content })
     }
 
+    /// How far nothing stands in the file: `in_block` sectors of an absent block, and the blocks after it
+    /// that the BAT at hand tells absent too; at most `max`.
+    fn absent_from(&self, block: BlockIndex, in_block: u64, max: u64) -> u64 {
+        let (mut len, mut next) = (in_block, block.0.checked_add(1));
+        while len < max
+            && let Some(block) = next
+            && let Some(None) = self.known_entry(BlockIndex(block))
+        {
+            len = len.saturating_add(u64::from(self.image.block_sectors));
+            next = block.checked_add(1);
+        }
+        len.min(max)
+    }
+
     /// Takes the bytes that were asked for.
     ///
     /// # Errors
@@ -156,17 +171,21 @@ impl LayerReader {
 
     /// The BAT entry of a block, or what to read for it.
     fn entry(&mut self, block: BlockIndex) -> std::result::Result<Option<Sector>, Mapped<()>> {
-        let offset = bat::offset_of(block);
-        if let Some((from, bytes)) = &self.bat
-            && let Some(at) = offset.checked_sub(*from)
-            && let Some(rest) = usize::try_from(at).ok().and_then(|at| bytes.get(at..))
-            && let Some(entry) = rest.first_chunk::<4>()
-        {
-            return Ok(bat::decode_entry(*entry));
+        if let Some(entry) = self.known_entry(block) {
+            return Ok(entry);
         }
+        let offset = bat::offset_of(block);
         let from = offset & !BAT_PIECE.saturating_sub(1);
         let len = self.image.bat_bytes().saturating_sub(from).min(BAT_PIECE);
         Err(self.ask(Asked::Bat { from, len }))
+    }
+
+    /// The BAT entry of a block, where it is at hand.
+    fn known_entry(&self, block: BlockIndex) -> Option<Option<Sector>> {
+        let (from, bytes) = self.bat.as_ref()?;
+        let at = bat::offset_of(block).checked_sub(*from)?;
+        let rest = bytes.get(usize::try_from(at).ok()?..)?;
+        Some(bat::decode_entry(*rest.first_chunk::<4>()?))
     }
 
     fn ask(&mut self, asked: Asked) -> Mapped<()> {

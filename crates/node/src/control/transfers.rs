@@ -416,7 +416,8 @@ impl Control {
             return Err(about(path.display(), catalog::Code::Unsupported, &message));
         }
         catalog::Progress::phase(progress, "exporting", point.size());
-        for block in 0..point.blocks() {
+        let mut next = point.next_stored(0).await?;
+        while let Some(block) = next {
             if progress.cancelled() {
                 return Err(CatalogError::new(
                     catalog::Code::Cancelled,
@@ -431,6 +432,7 @@ impl Control {
                 written.map_err(|error| sources::from_nbd(&error))?;
             }
             progress.advance((start + sources::BLOCK as u64).min(point.size()));
+            next = point.next_stored(block + 1).await?;
         }
         let close = move || client.flush().and_then(|()| client.close());
         let closed = self.ring.run_blocking(close).await;

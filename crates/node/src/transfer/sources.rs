@@ -133,6 +133,14 @@ impl Disk {
                 let (kept, ranges, next) = ring
                     .run_blocking(move || nbd_block(taken, ranges, size, block, start, end))
                     .await?;
+                // a run of zeros is passed in one step
+                if let (Next::Hole, Some((zeros, true))) = (&next, ranges.first())
+                    && zeros.start.0 <= end
+                    && let Some(reach) = zeros.end()
+                {
+                    let whole = if reach.0 >= size { self.size } else { reach.0 };
+                    self.block = self.block.max(whole / BLOCK_BYTES);
+                }
                 (*client, *known) = (Some(kept), ranges);
                 next
             }
