@@ -170,6 +170,7 @@ pub struct SetRecord {
 
 /// A record as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "read and taken apart one at a time")]
 pub enum Record {
     /// A volume or template.
     Volume(VolumeRecord),

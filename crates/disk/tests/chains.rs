@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use disk::{Access, Disk, GATE_LIMIT, LogIdentity, LogState, OpenChain, Rules};
 use futures_util::poll;
-use image::{ParentRef, SectorCount, Timestamp, Uuid, create};
+use image::{SectorCount, Timestamp, Uuid, create};
 use io::sim::{SimSpace, SimWorld};
 use io::{
     BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, Clear, DeviceInfo, Durability,
