@@ -432,6 +432,7 @@ mod tests {
             layers: vec![layer],
             fixed_layers: fixed_leaf.then_some(layer).into_iter().collect(),
             segment: MAX_SEGMENT,
+            schedule: None,
         }
     }
 

@@ -167,6 +167,7 @@ impl Catalog {
                     tip: tip.clone(),
                     size: layout.size,
                     set: None,
+                    scheduled: None,
                 };
                 on = Some(snapshot.uuid);
                 record.snapshots.push(snapshot);

@@ -35,6 +35,7 @@ mod locks;
 mod merge;
 mod record;
 mod resize;
+mod schedule;
 mod segments;
 mod snapshots;
 mod target;
@@ -56,8 +57,8 @@ pub use export::{BranchFile, BranchReader, Branches, FlatFormat, Outgoing, ReadP
 pub use import::{Incoming, IncomingLayer, NewImport, Next};
 pub use intent::{CellStep, CellValue, Commit, CutBack, Intent, NewLayer, Piece, Rewrite, Scratch};
 pub use record::{
-    Current, FORMAT, MAX_SIZE, MAX_SNAPSHOTS, Origin, Record, SetRecord, Snapshot, VolumeKind,
-    VolumeRecord, is_name, is_size,
+    Current, Every, FORMAT, MAX_SIZE, MAX_SNAPSHOTS, Origin, Record, Schedule, ScheduleRule,
+    Scheduled, SetRecord, Snapshot, VolumeKind, VolumeRecord, is_name, is_size,
 };
 pub use segments::{MAX_SEGMENT, Tip};
 pub use target::Chunk;

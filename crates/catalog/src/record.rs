@@ -66,6 +66,56 @@ pub struct Origin {
     pub linked: bool,
 }
 
+/// How often a rule of a schedule makes a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Every {
+    /// Every hour.
+    Hour,
+    /// Every day.
+    Day,
+    /// Every week.
+    Week,
+}
+
+/// A rule of a schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScheduleRule {
+    /// How often it makes a snapshot.
+    pub every: Every,
+    /// How many of them are kept.
+    pub keep: u32,
+    /// When it last made one, or was set, by the clock of whoever runs it: Unix time in milliseconds.
+    /// It changes with the very commit that makes the snapshot, so no run is lost or made twice.
+    pub last: u64,
+}
+
+/// Snapshots by the clock: policy of the volume, so it is kept with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Schedule {
+    /// The rules, each kind once, the most frequent first.
+    pub rules: Vec<ScheduleRule>,
+    /// When: minutes after midnight on the local clock of whoever runs it.
+    pub minute: u16,
+    /// On which day the weekly ones, 0 = Monday.
+    pub weekday: u8,
+    /// The layers that its snapshots put above take space as they grow, whatever the kind (rule N2).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unreserved: bool,
+}
+
+/// What a schedule made a snapshot for. Only such ones are ever deleted by a schedule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scheduled {
+    /// The rules that fell due together.
+    pub rules: Vec<Every>,
+    /// Larger than that of every older one the volume has: clocks may go back, this does not.
+    pub run: u64,
+}
+
 /// A point in time of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -87,6 +137,9 @@ pub struct Snapshot {
     /// The operation that made it, where it took several volumes at one moment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set: Option<Uuid>,
+    /// What a schedule made it for; None: it is a user's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled: Option<Scheduled>,
 }
 
 /// What the volume is now.
@@ -147,6 +200,9 @@ pub struct VolumeRecord {
     /// Bytes of each segment but the last, whole blocks. Volumes that can be one VHD have one.
     #[serde(default = "max_segment", skip_serializing_if = "is_max_segment")]
     pub segment: u64,
+    /// Snapshots of it by the clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<Schedule>,
 }
 
 fn max_segment() -> u64 {
@@ -267,6 +323,17 @@ impl Record {
     }
 }
 
+impl Schedule {
+    /// What no schedule can be, if it is that.
+    pub(crate) fn problem(&self) -> Option<&'static str> {
+        if self.rules.is_empty() || !self.rules.is_sorted_by(|a, b| a.every < b.every) {
+            return Some("the rules of its schedule are none, or out of order");
+        }
+        let known = self.minute < 24 * 60 && self.weekday < 7;
+        (!known).then_some("the time of its schedule is none of a week")
+    }
+}
+
 impl VolumeRecord {
     /// The snapshot with this UUID.
     #[must_use]
@@ -350,6 +417,9 @@ impl VolumeRecord {
         }
         if !is_name(&self.name) {
             return Some("its name is not a name".into());
+        }
+        if let Some(problem) = self.schedule.as_ref().and_then(Schedule::problem) {
+            return Some(problem.into());
         }
         for (at, snapshot) in self.snapshots.iter().enumerate() {
             if snapshot.tip.layers().iter().any(foreign) {

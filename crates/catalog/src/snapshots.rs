@@ -13,6 +13,7 @@ use crate::intent::NewLayer;
 use crate::layer;
 use crate::locks::Pace;
 use crate::record::{Current, MAX_SNAPSHOTS, Snapshot, VolumeKind, VolumeRecord};
+use crate::schedule::Due;
 use crate::segments::{Layout, Tip};
 use crate::txn::{Begun, Plan};
 use crate::volumes::{mib, one};
@@ -29,6 +30,18 @@ impl Catalog {
         volumes: &[Uuid],
         name: &str,
         space: LeafSpace,
+    ) -> Result<SnapshotSet> {
+        self.snapshot_as(volumes, name, space, None).await
+    }
+
+    /// As [`Catalog::snapshot_create`]; also for a schedule, whose rules note the moment in the record
+    /// that commits the snapshot.
+    pub(crate) async fn snapshot_as(
+        &self,
+        volumes: &[Uuid],
+        name: &str,
+        space: LeafSpace,
+        due: Option<&Due<'_>>,
     ) -> Result<SnapshotSet> {
         check_name(name)?;
         let mut ids = volumes.to_vec();
@@ -50,7 +63,10 @@ impl Catalog {
             } else {
                 self.at_rest(&record, "snapshot")?;
             }
-            let (put, new) = self.with_snapshot(&record, name, set, space);
+            let (mut put, new) = self.with_snapshot(&record, name, set, space);
+            if let Some(due) = due {
+                due.note(&mut put)?;
+            }
             if put.reserves() {
                 reserved += record.size;
             }
@@ -144,6 +160,7 @@ impl Catalog {
             tip: record.current.tip.clone(),
             size: record.size,
             set,
+            scheduled: None,
         });
         let leaves = self.leaves_on(&record.current.tip, record.layout(), record.uuid);
         let unreserved = record.kind != VolumeKind::Thin && space == LeafSpace::AsItGrows;

@@ -43,7 +43,7 @@ impl Catalog {
             false => Some(self.take_names(&[name.to_owned()])?),
         };
         let title = format!("make {} the template {name}", old.name);
-        let put = VolumeRecord { name: name.to_owned(), template: true, ..old };
+        let put = VolumeRecord { name: name.to_owned(), template: true, schedule: None, ..old };
         let begun = self.begin(Plan { title, puts: vec![put], ..Plan::default() }).await?;
         let made = self.commit(begun).await?;
         drop((names, held));

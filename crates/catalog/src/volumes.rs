@@ -136,6 +136,7 @@ impl Catalog {
             fixed_layers: if fixed { layers.clone() } else { Vec::new() },
             layers,
             segment: layout.segment,
+            schedule: None,
         }
     }
 

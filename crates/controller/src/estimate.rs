@@ -2,8 +2,8 @@
 
 use axum::response::{IntoResponse, Response};
 use model::{
-    Code, CreateVolume, Datastore, Estimate, Name, Operation, Problem, Size, Snapshot, TaskState,
-    Template, Volume, VolumeKind, VolumeState,
+    Code, CreateVolume, Datastore, Estimate, Name, Operation, Problem, ScheduledRun, SetSchedule,
+    Size, Snapshot, TaskState, Template, Volume, VolumeKind, VolumeState,
 };
 
 use crate::index::Known;
@@ -137,6 +137,65 @@ pub(crate) fn revert(snapshot: &Snapshot, known: &Known) -> Estimate {
             snapshot.volume_name, snapshot.name
         ),
         refused: known.volumes.get(&snapshot.volume).and_then(|v| connected(v, "reverted")),
+        ..Estimate::default()
+    }
+}
+
+/// The next runs of a schedule, and what all it keeps comes to.
+pub(crate) fn schedule(
+    volume: &Volume,
+    asked: &SetSchedule,
+    runs: &[ScheduledRun],
+    known: &Known,
+) -> Estimate {
+    let keeps = asked.keeps();
+    let of_schedule = crate::schedule::made_for(&known.snapshots, volume.id);
+    let others = volume.snapshots.saturating_sub(u32::try_from(of_schedule.len()).unwrap_or(0));
+    let rules: Vec<String> = asked.rules().map(|(rule, keep)| format!("{keep} {rule}")).collect();
+    let next: Vec<String> = runs
+        .iter()
+        .map(|run| {
+            let rules: Vec<&str> = run.rules.iter().map(|rule| rule.as_str()).collect();
+            format!("{} ({})", run.local, rules.join(", "))
+        })
+        .collect();
+    let reserving = volume.kind.reserves() && !asked.unreserved;
+    let each = if reserving {
+        Some(volume.size)
+    } else {
+        // what earlier ones hold on average; nothing is known of the first
+        let held = of_schedule.iter().fold(0_u64, |sum, s| sum.saturating_add(s.used.bytes()));
+        held.checked_div(of_schedule.len() as u64).map(Size::from_bytes)
+    };
+    let all = each.map(|each| Size::from_bytes(each.bytes().saturating_mul(u64::from(keeps))));
+    let kept = match all {
+        Some(all) if reserving => {
+            format!(
+                "each reserves the volume's {} once more, up to {}",
+                volume.size.human(),
+                all.human()
+            )
+        }
+        Some(all) => {
+            format!("like the snapshots that a schedule made so far, about {}", all.human())
+        }
+        None => "each keeps what the guest overwrites until the next".into(),
+    };
+    let mut crowded = String::new();
+    if keeps.saturating_add(others) >= model::MAX_SNAPSHOTS {
+        crowded = format!("; {others} other snapshots leave too few places, so runs will fail");
+    }
+    Estimate {
+        summary: format!(
+            "keeps {} snapshots of volume '{}', at most {keeps} of the {} that it can have{crowded}; \
+             {kept}; next runs: {}",
+            rules.join(", "),
+            volume.name,
+            model::MAX_SNAPSHOTS,
+            next.join(", ")
+        ),
+        takes: all.unwrap_or_default(),
+        refused: asked.refusal(),
         ..Estimate::default()
     }
 }

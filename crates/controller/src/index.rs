@@ -80,6 +80,8 @@ pub(crate) struct Known {
     pub(crate) templates: BTreeMap<Uuid, Template>,
     pub(crate) tasks: BTreeMap<Uuid, Task>,
     pub(crate) alarms: BTreeMap<Uuid, Alarm>,
+    /// Those of them that the controller raised itself: the node's list does not have them.
+    own_alarms: BTreeMap<Uuid, Alarm>,
     /// The node that answers; none: it does not.
     pub(crate) node: Option<NodeInfo>,
 }
@@ -149,7 +151,8 @@ impl Index {
         self.swap(&mut known, lists.volumes);
         self.swap(&mut known, lists.snapshots);
         self.swap(&mut known, lists.templates);
-        let alarms: BTreeMap<_, _> = lists.alarms.into_iter().map(|a| (a.id, a)).collect();
+        let mut alarms: BTreeMap<_, _> = lists.alarms.into_iter().map(|a| (a.id, a)).collect();
+        alarms.extend(known.own_alarms.clone());
         let over: Vec<Alarm> =
             known.alarms.values().filter(|a| !alarms.contains_key(&a.id)).cloned().collect();
         for alarm in over {
@@ -212,6 +215,26 @@ impl Index {
                     self.hub.tell(Change::AlarmCleared(alarm));
                 }
             }
+        }
+    }
+
+    /// Raises an alarm of the controller's own, or changes it: it has stood since it was raised.
+    pub(crate) fn raise_own(&self, mut alarm: Alarm) {
+        {
+            let mut known = self.write();
+            if let Some(before) = known.own_alarms.get(&alarm.id) {
+                alarm.since = before.since;
+            }
+            known.own_alarms.insert(alarm.id, alarm.clone());
+        }
+        self.apply(Change::Alarm(alarm));
+    }
+
+    /// Ends an alarm of the controller's own, if it stands.
+    pub(crate) fn clear_own(&self, id: Uuid) {
+        let cleared = self.write().own_alarms.remove(&id);
+        if let Some(alarm) = cleared {
+            self.apply(Change::AlarmCleared(alarm));
         }
     }
 

@@ -22,6 +22,7 @@ mod hub;
 mod index;
 mod inventory;
 mod node;
+mod schedule;
 mod serve;
 mod sse;
 mod store;
@@ -30,5 +31,6 @@ mod sync;
 mod tokens;
 
 pub use api::{AuditEntry, System, openapi};
+pub use schedule::{WallClock, host_clock};
 pub use serve::{Announcement, ServeOptions, Served, node_info, serve, stop_node};
 pub use supervise::{NodeCommand, ended};

@@ -28,6 +28,7 @@ use crate::hub::{Hub, now};
 use crate::index::Index;
 use crate::inventory::Inventory;
 use crate::node::NodeClient;
+use crate::schedule::{Driver, WallClock};
 use crate::store::Store;
 use crate::supervise::{NodeCommand, attend, ended, supervise};
 use crate::sync::Sync;
@@ -55,6 +56,8 @@ pub struct ServeOptions {
     pub listen: SocketAddr,
     /// How a node is started; none: something else keeps one up on the same directory.
     pub node: Option<NodeCommand>,
+    /// What snapshot schedules go by.
+    pub clock: Arc<dyn WallClock>,
 }
 
 /// `DATA/serve.json`: how the command line finds the server of its data directory.
@@ -85,6 +88,7 @@ pub struct Served {
     data: PathBuf,
     server: tokio::task::JoinHandle<std::io::Result<()>>,
     supervisor: tokio::task::JoinHandle<()>,
+    schedules: tokio::task::JoinHandle<()>,
     closing: watch::Sender<bool>,
     stopping: watch::Sender<bool>,
     _lock: File,
@@ -133,8 +137,9 @@ pub async fn serve(options: ServeOptions) -> Result<Served, Problem> {
         inventory,
         tokens,
         store,
-        node: NodeClient::new(socket, PATIENCE),
-        refresher,
+        node: NodeClient::new(socket.clone(), PATIENCE),
+        refresher: refresher.clone(),
+        clock: Arc::clone(&options.clock),
         requests: Default::default(),
         closing: closing.clone(),
         stopping: stopping.clone(),
@@ -151,6 +156,9 @@ pub async fn serve(options: ServeOptions) -> Result<Served, Problem> {
         None => tokio::spawn(attend(quick, stop)),
     };
     tokio::spawn(sync.run());
+    let node = NodeClient::new(socket, PATIENCE);
+    let driver = Driver { index: Arc::clone(&index), node, refresher, clock: options.clock };
+    let schedules = tokio::spawn(driver.run());
     let node_ready = index.node_ready(FIRST_NODE).await;
 
     let mut close = closing.subscribe();
@@ -171,6 +179,7 @@ pub async fn serve(options: ServeOptions) -> Result<Served, Problem> {
         data: data.clone(),
         server,
         supervisor,
+        schedules,
         closing,
         stopping,
         _lock: lock,
@@ -192,6 +201,8 @@ impl Served {
     /// Serves until it is told to end; after `down`, until the node has ended too.
     pub async fn finish(self) -> Result<(), Problem> {
         self.closed().await;
+        // nothing new; what the node has begun it ends by itself
+        self.schedules.abort();
         let abort = self.server.abort_handle();
         match tokio::time::timeout(DRAIN, self.server).await {
             Ok(Ok(Err(e))) => tracing::error!("the server failed: {e}"),

@@ -130,6 +130,7 @@ pub const fn support(
         | Operation::SnapshotCreate
         | Operation::SnapshotDelete
         | Operation::SnapshotRevert
+        | Operation::SnapshotSchedule
         | Operation::SnapshotDiff
         | Operation::TemplateCreate
         | Operation::TemplateDeploy

@@ -6,6 +6,7 @@
 //!   problem            codes -> status, exit      request   what a caller may ask for
 //!   role               who may do what            event     what changed; tasks and alarms
 //!   capability         what a store can serve     tree      snapshots as a tree
+//!   schedule           snapshots by the clock
 //! ```
 //!
 //! Invariants: this crate does no I/O and knows no clock; whatever parses is valid (a `Name` is a
@@ -31,6 +32,7 @@ mod object;
 mod problem;
 mod request;
 mod role;
+mod schedule;
 mod size;
 mod task;
 mod time;
@@ -52,8 +54,12 @@ pub use request::{
     Token, UpdateVolume,
 };
 pub use role::{Permission, Role};
+pub use schedule::{
+    MAX_SCHEDULED, MAX_SNAPSHOTS, PutSchedule, Rule, RunSchedule, Schedule, ScheduleRule,
+    ScheduleStatus, Scheduled, ScheduledRun, SetSchedule, TimeOfDay, TimeOfDayError, Weekday,
+};
 pub use size::{Size, SizeError};
-pub use task::{Alarm, ObjectKind, ObjectRef, Operation, Severity, Task, TaskState};
+pub use task::{Alarm, ObjectKind, ObjectRef, Operation, Severity, Task, TaskOrigin, TaskState};
 pub use time::Timestamp;
 pub use tree::{SnapshotNode, SnapshotTree};
 pub use uuid::Uuid;

@@ -236,6 +236,12 @@ pub struct Volume {
     /// What it was cloned from, if it is linked to that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
+    /// The schedule that makes snapshots of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<crate::Schedule>,
+    /// When the schedule makes the next one; only where one volume is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_snapshot: Option<Timestamp>,
     /// How it can be reached now.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub connections: Vec<Connection>,
@@ -272,6 +278,9 @@ pub struct Snapshot {
     /// Shared by the snapshots that were made together, at one point in time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set: Option<Uuid>,
+    /// What a schedule made it for; absent: a user made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled: Option<crate::Scheduled>,
     /// Linked clones that depend on it.
     #[serde(default)]
     pub clones: u32,

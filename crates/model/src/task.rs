@@ -90,6 +90,8 @@ pub enum Operation {
     SnapshotDelete,
     /// Bring a volume back to a snapshot.
     SnapshotRevert,
+    /// Set or clear the schedule that makes snapshots of a volume.
+    SnapshotSchedule,
     /// Compare two points in time.
     SnapshotDiff,
     /// Make a template.
@@ -117,6 +119,7 @@ words!(Operation {
     SnapshotCreate = "snapshot-create",
     SnapshotDelete = "snapshot-delete",
     SnapshotRevert = "snapshot-revert",
+    SnapshotSchedule = "snapshot-schedule",
     SnapshotDiff = "snapshot-diff",
     TemplateCreate = "template-create",
     TemplateDeploy = "template-deploy",
@@ -159,6 +162,15 @@ impl TaskState {
     }
 }
 
+/// What began a task, where that was no caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TaskOrigin {
+    /// The volume's snapshot schedule.
+    Schedule,
+}
+words!(TaskOrigin { Schedule = "schedule" });
+
 /// A piece of work.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Task {
@@ -170,6 +182,9 @@ pub struct Task {
     pub operation: Operation,
     /// To what.
     pub object: ObjectRef,
+    /// What began it; absent: a caller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<TaskOrigin>,
     /// What it is doing just now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,

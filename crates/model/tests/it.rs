@@ -294,6 +294,7 @@ fn snapshot(n: u64, parent: Option<u64>) -> Snapshot {
         used: Size::default(),
         merge_bytes: None,
         set: None,
+        scheduled: None,
         clones: 0,
         created: Timestamp::from_unix_ms(n),
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use model::{Change, Code, ObjectRef, Operation, Problem, Size, Task, TaskState};
+use model::{Change, Code, ObjectRef, Operation, Problem, Size, Task, TaskOrigin, TaskState};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -23,6 +23,19 @@ pub(crate) struct About {
     pub(crate) operation: Operation,
     /// What it works on.
     pub(crate) object: ObjectRef,
+    /// What began it, where that was no caller.
+    pub(crate) origin: Option<TaskOrigin>,
+}
+
+impl About {
+    pub(crate) fn new(operation: Operation, object: ObjectRef) -> Self {
+        Self { operation, object, origin: None }
+    }
+
+    /// Begun by a schedule.
+    pub(crate) fn scheduled(self) -> Self {
+        Self { origin: Some(TaskOrigin::Schedule), ..self }
+    }
 }
 
 struct Entry {
@@ -64,6 +77,7 @@ impl Tasks {
             state: TaskState::Waiting,
             operation: about.operation,
             object: about.object,
+            origin: about.origin,
             phase: None,
             percent: 0,
             bytes_done: Size::from_bytes(0),
@@ -339,7 +353,7 @@ mod tests {
 
     fn about(operation: Operation) -> About {
         let object = ObjectRef { kind: ObjectKind::Volume, id: Uuid::nil(), name: "v".into() };
-        About { operation, object }
+        About::new(operation, object)
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use model::{
-    ExportFormat, ImportFormat, Name, Protocol, Reference, Role, Size, TaskState, VolumeKind,
+    ExportFormat, ImportFormat, Name, Protocol, Reference, Role, Size, TaskState, TimeOfDay,
+    VolumeKind, Weekday,
 };
 
 /// Thin, snapshottable, cloneable disks for virtual machines.
@@ -434,6 +435,9 @@ pub(crate) enum Snapshot {
         #[command(flatten)]
         waiting: Waiting,
     },
+    /// Snapshots by the clock, with retention
+    #[command(subcommand)]
+    Schedule(Schedule),
     /// What differs between two points in time
     Diff {
         #[arg(long)]
@@ -446,6 +450,59 @@ pub(crate) enum Snapshot {
         to: Option<Reference>,
     },
 }
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Schedule {
+    /// Make snapshots of a volume by the clock and keep the newest; replaces the schedule it has
+    #[command(after_help = RETENTION)]
+    Set {
+        #[arg(long)]
+        volume: Reference,
+        /// Make one every hour, and keep the newest N of them
+        #[arg(long, value_name = "N", required_unless_present_any = ["daily", "weekly"])]
+        hourly: Option<u32>,
+        /// Make one every day, and keep the newest N of them
+        #[arg(long, value_name = "N")]
+        daily: Option<u32>,
+        /// Make one every week, and keep the newest N of them
+        #[arg(long, value_name = "N")]
+        weekly: Option<u32>,
+        /// When, on the local clock of the server's host; hourly ones at its minute
+        #[arg(long, value_name = "HH:MM", default_value = "00:00")]
+        at: TimeOfDay,
+        /// On which day the weekly ones
+        #[arg(long, value_name = "DAY", default_value = "sunday")]
+        weekday: Weekday,
+        /// Let what lazy and fixed volumes write after each snapshot take space as it grows
+        #[arg(long)]
+        no_reserve: bool,
+        #[command(flatten)]
+        tried: Try,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+    /// Show a volume's schedule and its next runs
+    Show {
+        #[arg(long)]
+        volume: Reference,
+    },
+    /// List all schedules
+    #[command(visible_alias = "ls")]
+    List,
+    /// Take a volume's schedule away; its snapshots stay
+    Clear {
+        #[arg(long)]
+        volume: Reference,
+        #[command(flatten)]
+        waiting: Waiting,
+    },
+}
+
+const RETENTION: &str = "One snapshot serves all rules that are due at its moment. Only snapshots that a \
+                         schedule made are deleted by it, never those that linked clones stand on. All \
+                         rules together keep at most 31: a volume has 32 snapshots, and the next one is \
+                         made before the oldest goes. While a volume is connected, deleted snapshots \
+                         keep their places until they are merged after a disconnect.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Template {
@@ -596,6 +653,11 @@ mod tests {
             "snapshot create NAME --volume V --volume W",
             "snapshot revert S --volume V --yes --no-wait",
             "snapshot diff --volume V --from a --to b",
+            "snapshot schedule set --volume V --hourly 12 --daily 7 --weekly 4 --at 02:00 --weekday sunday",
+            "snapshot schedule set --volume V --daily 7 --no-reserve --dry-run",
+            "snapshot schedule show --volume V",
+            "snapshot schedule ls -o json",
+            "snapshot schedule clear --volume V",
             "template deploy NAME --name NEW --linked --count 10",
             "template deploy NAME --name NEW --full --kind lazy",
             "task watch",
@@ -622,6 +684,9 @@ mod tests {
             "volume clone A --name B --linked --full",
             "volume clone A --name B --count 0",
             "snapshot create NAME",
+            "snapshot schedule set --volume V",
+            "snapshot schedule set --volume V --daily 7 --at 24:00",
+            "snapshot schedule set --volume V --weekly 7 --weekday someday",
             "token create NAME --role root",
             "volume list -o xml",
             "serve --listen localhost",

@@ -44,7 +44,8 @@ pub(crate) fn serve(place: &Place, command: &Serve) -> Result<Exit, Problem> {
     let arguments =
         vec!["node".into(), "--data".into(), data.clone().into_os_string(), "--session".into()];
     let node = (!command.no_node).then_some(NodeCommand { program, arguments });
-    let options = ServeOptions { data, listen: command.listen, node };
+    let options =
+        ServeOptions { data, listen: command.listen, node, clock: controller::host_clock() };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

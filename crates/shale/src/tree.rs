@@ -46,6 +46,7 @@ mod tests {
             used: Size::from_bytes(1 << 20),
             merge_bytes: None,
             set: None,
+            scheduled: None,
             clones: 0,
             created: Timestamp::from_unix_ms(u64::try_from(n).unwrap() * 60_000),
         }

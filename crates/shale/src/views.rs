@@ -1,6 +1,9 @@
 //! The columns of every object.
 
-use model::{Alarm, Datastore, Size, Snapshot, Task, Template, Timestamp, Token, Volume};
+use model::{
+    Alarm, Datastore, Schedule, ScheduleStatus, Size, Snapshot, Task, Template, Timestamp, Token,
+    Volume,
+};
 
 use crate::output::Row;
 
@@ -68,7 +71,17 @@ impl Row for Datastore {
 impl Row for Volume {
     const COLUMNS: (&'static [&'static str], &'static [&'static str]) = (
         &["NAME", "DATASTORE", "KIND", "SIZE", "USED", "STATE", "SNAPSHOTS"],
-        &["RESERVED", "RECLAIMABLE", "CHAIN", "ORIGIN", "URI", "CREATED", "ID"],
+        &[
+            "RESERVED",
+            "RECLAIMABLE",
+            "CHAIN",
+            "ORIGIN",
+            "URI",
+            "SCHEDULE",
+            "NEXT-SNAPSHOT",
+            "CREATED",
+            "ID",
+        ],
     );
     fn cells(&self) -> Vec<String> {
         vec![
@@ -86,6 +99,8 @@ impl Row for Volume {
                 o.name.as_ref().map_or_else(|| o.id.to_string(), ToString::to_string)
             }),
             optional(self.connections.first(), |c| c.uri.clone()),
+            optional(self.schedule.as_ref(), rules),
+            optional(self.next_snapshot, time),
             time(self.created),
             self.id.to_string(),
         ]
@@ -98,7 +113,7 @@ impl Row for Volume {
 impl Row for Snapshot {
     const COLUMNS: (&'static [&'static str], &'static [&'static str]) = (
         &["NAME", "VOLUME", "SIZE", "USED", "CREATED"],
-        &["DELETE-MOVES", "CLONES", "SET", "PARENT", "ID"],
+        &["DELETE-MOVES", "CLONES", "SET", "SCHEDULED", "PARENT", "ID"],
     );
     fn cells(&self) -> Vec<String> {
         vec![
@@ -110,12 +125,45 @@ impl Row for Snapshot {
             optional(self.merge_bytes, size),
             self.clones.to_string(),
             optional(self.set, |set| set.to_string()),
+            optional(self.scheduled.as_ref(), |made| {
+                made.rules.iter().map(|rule| rule.as_str()).collect::<Vec<_>>().join(",")
+            }),
             optional(self.parent, |parent| parent.to_string()),
             self.id.to_string(),
         ]
     }
     fn name(&self) -> String {
         self.name.to_string()
+    }
+}
+
+/// `hourly 12, daily 7`.
+fn rules(schedule: &Schedule) -> String {
+    let rules = schedule.rules.iter().map(|rule| format!("{} {}", rule.rule, rule.keep));
+    rules.collect::<Vec<_>>().join(", ")
+}
+
+impl Row for ScheduleStatus {
+    const COLUMNS: (&'static [&'static str], &'static [&'static str]) = (
+        &["VOLUME", "KEEPS", "AT", "KEPT", "NEXT", "TROUBLE"],
+        &["WEEKDAY", "UNRESERVED", "DATASTORE", "VOLUME-ID"],
+    );
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.volume_name.to_string(),
+            rules(&self.schedule),
+            self.schedule.at.to_string(),
+            self.kept.to_string(),
+            optional(self.next.first(), |run| run.local.clone()),
+            optional(self.trouble.clone(), |trouble| trouble),
+            self.schedule.weekday.to_string(),
+            self.schedule.unreserved.to_string(),
+            self.datastore_name.to_string(),
+            self.volume.to_string(),
+        ]
+    }
+    fn name(&self) -> String {
+        self.volume_name.to_string()
     }
 }
 
@@ -142,7 +190,7 @@ impl Row for Template {
 impl Row for Task {
     const COLUMNS: (&'static [&'static str], &'static [&'static str]) = (
         &["ID", "OPERATION", "OBJECT", "STATE", "PERCENT", "PHASE", "CREATED"],
-        &["BYTES", "OF", "RATE", "FINISHED", "ERROR"],
+        &["BYTES", "OF", "RATE", "FINISHED", "ORIGIN", "ERROR"],
     );
     fn cells(&self) -> Vec<String> {
         vec![
@@ -157,6 +205,7 @@ impl Row for Task {
             size(self.bytes_total),
             format!("{}/s", self.rate.human()),
             optional(self.finished, time),
+            optional(self.origin, |origin| origin.to_string()),
             optional(self.error.as_ref(), |e| format!("{} ({})", e.detail, e.code)),
         ]
     }

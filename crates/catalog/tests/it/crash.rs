@@ -4,13 +4,14 @@
 use std::cell::Cell;
 
 use catalog::{
-    CopyTarget, Deploy, LeafSpace, MAX_SEGMENT, NewVolume, Source, Unwatched, VolumeKind,
+    CopyTarget, Deploy, Every, LeafSpace, MAX_SEGMENT, NewVolume, Source, Unwatched, VolumeKind,
 };
 use datastore::{FileStore as _, ObjectName};
 use image::{ParentRef, SectorCount, Timestamp, create};
 use io::{ByteCount, Io};
 use uuid::Uuid;
 
+use crate::schedules::hourly_and_daily;
 use crate::world::{Crash, FakeLayers, Lab, MIB, Node, SIZE, View, flush, put};
 
 type Operation = for<'a> fn(&'a Node) -> Io<'a, ()>;
@@ -479,4 +480,66 @@ fn template_create() {
             drop(node.catalog.template_create(from, "model", &Unwatched).await.unwrap());
         })
     });
+}
+
+async fn scheduled(node: &Node, last: u64) {
+    let schedule = hourly_and_daily(last);
+    drop(node.catalog.schedule_set(node.id("web"), Some(schedule)).await.unwrap());
+}
+
+async fn run(node: &Node, at: u64) {
+    let rules = [Every::Hour, Every::Day];
+    let made = node.catalog.snapshot_scheduled(node.id("web"), "daily-1", &rules, at);
+    drop(made.await.unwrap());
+}
+
+#[test]
+fn schedules() {
+    check("set a schedule", |node| Box::pin(scheduled(node, 7)));
+}
+
+/// A run is made and noted, or neither: else it would be lost, or made twice.
+#[test]
+fn a_scheduled_snapshot_and_its_note_are_one_commit() {
+    let fresh = || Lab::new(3, ByteCount::mib(256));
+    let (lab, first) = (fresh(), Cell::new(0));
+    lab.executor.block_on(async {
+        let node = lab.open().await;
+        setup(&node).await;
+        scheduled(&node, 7).await;
+        first.set(lab.world.events());
+        run(&node, 9).await;
+    });
+    let last = lab.world.events();
+    let (mut undone, mut finished) = (0, 0);
+    for event in first.get() + 1..=last {
+        let crash = if event % 3 == 2 { Crash::Kill } else { Crash::Cut };
+        let lab = fresh();
+        lab.world.halt_at(event);
+        lab.executor.run_until_halt(async {
+            let node = lab.open().await;
+            setup(&node).await;
+            scheduled(&node, 7).await;
+            run(&node, 9).await;
+        });
+        let lab = lab.crashed(event, crash);
+        lab.executor.block_on(async {
+            let node = lab.open().await;
+            node.assert_sound(&format!("event {event}")).await;
+            let record = node.catalog.volume(node.id("web")).unwrap();
+            let made = record.snapshots.iter().find(|s| s.name == "daily-1");
+            let lasts: Vec<u64> = record.schedule.unwrap().rules.iter().map(|r| r.last).collect();
+            match made {
+                Some(made) => {
+                    assert_eq!((lasts, made.scheduled.as_ref().unwrap().run), (vec![9, 9], 1));
+                    finished += 1;
+                }
+                None => {
+                    assert_eq!(lasts, [7, 7], "event {event}");
+                    undone += 1;
+                }
+            }
+        });
+    }
+    assert!(undone > 0 && finished > 0, "{undone} undone, {finished} finished");
 }

@@ -11,4 +11,5 @@ mod hostile;
 mod imports;
 mod model;
 mod operations;
+mod schedules;
 mod world;

@@ -246,6 +246,9 @@ pub(crate) struct Seen {
     pub(crate) on: Option<String>,
     pub(crate) content: Vec<u8>,
     pub(crate) snapshots: BTreeMap<String, (Option<String>, u64, Vec<u8>)>,
+    pub(crate) schedule: Option<catalog::Schedule>,
+    /// What each snapshot was made for, oldest first.
+    pub(crate) scheduled: Vec<Option<catalog::Scheduled>>,
 }
 
 pub(crate) type View = BTreeMap<String, Seen>;
@@ -391,6 +394,8 @@ impl Node {
                 on: name(record.current.parent),
                 content: self.content(&record, &record.current.tip, record.size).await,
                 snapshots,
+                schedule: record.schedule.clone(),
+                scheduled: record.snapshots.iter().map(|s| s.scheduled.clone()).collect(),
             };
             view.insert(record.name.clone(), seen);
         }

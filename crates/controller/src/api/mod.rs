@@ -10,6 +10,7 @@ mod events;
 mod guard;
 mod metrics;
 mod page;
+mod schedules;
 mod snapshots;
 mod system;
 pub use system::{AuditEntry, System};
@@ -39,6 +40,7 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::index::{Entity, Index};
 use crate::inventory::Inventory;
 use crate::node::NodeClient;
+use crate::schedule::WallClock;
 use crate::store::Store;
 use crate::sync::Refresher;
 use crate::tokens::Tokens;
@@ -56,6 +58,8 @@ pub(crate) struct App {
     pub(crate) store: Store,
     pub(crate) node: NodeClient,
     pub(crate) refresher: Refresher,
+    /// What snapshot schedules go by.
+    pub(crate) clock: Arc<dyn WallClock>,
     /// Answers by class of status: 1xx to 5xx at 1 to 5.
     pub(crate) requests: [AtomicU64; 6],
     /// True from the moment that this server ends.
@@ -151,6 +155,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .merge(volumes::routes())
         .merge(transfers::routes())
         .merge(snapshots::routes())
+        .merge(schedules::routes())
         .merge(templates::routes())
         .merge(tasks::routes())
         .merge(tokens::routes())

@@ -95,7 +95,9 @@ async fn show(
 ) -> Answer<Json<Volume>> {
     // Space that guests take changes without an event; whoever looks at one object wants it as it is.
     app.refresher.refresh().await;
-    Ok(Json(app.volume(&volume).await?))
+    let mut found = app.volume(&volume).await?;
+    found.next_snapshot = app.next_snapshot(&found);
+    Ok(Json(found))
 }
 
 /// Rename a volume or make it larger

@@ -16,9 +16,9 @@ use axum::{Json, Router};
 use futures_util::{Stream, StreamExt};
 use model::{
     Change, Code, CreateDatastore, CreateSnapshot, CreateVolume, Datastore, DatastoreKind,
-    DatastoreState, Event, Name, NodeInfo, ObjectKind, ObjectRef, Operation, Problem, Reference,
-    Size, Snapshot, Space, StoreFeatures, Task, TaskState, Timestamp, Uuid, Volume, VolumeKind,
-    VolumeState,
+    DatastoreState, Event, Name, NodeInfo, ObjectKind, ObjectRef, Operation, Problem, PutSchedule,
+    Reference, RunSchedule, Schedule, ScheduleRule, Scheduled, Size, Snapshot, Space,
+    StoreFeatures, Task, TaskOrigin, TaskState, Timestamp, Uuid, Volume, VolumeKind, VolumeState,
 };
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, watch};
@@ -33,6 +33,8 @@ struct Known {
     created: u64,
     /// The next creations fail with this.
     broken: Option<Code>,
+    /// How many scheduled runs were refused for that.
+    refused: u64,
     last: u64,
 }
 
@@ -104,10 +106,22 @@ impl Fake {
         self.known().broken = with;
     }
 
-    /// Loses a datastore, as a node does whose list was lost.
+    pub(crate) fn refused(&self) -> u64 {
+        self.known().refused
+    }
+
+    /// Puts linked clones on a snapshot.
+    pub(crate) fn cloned(&self, name: &str, clones: u32) {
+        let mut known = self.known();
+        let snapshot = known.snapshots.values_mut().find(|s| s.name.as_str() == name);
+        snapshot.expect("a snapshot").clones = clones;
+    }
+
+    /// Loses a datastore with its volumes, as a node does whose list was lost.
     pub(crate) fn lose_datastores(&self) {
         let gone: Vec<Datastore> =
             std::mem::take(&mut self.known().datastores).into_values().collect();
+        self.known().volumes.clear();
         for datastore in gone {
             let object = ObjectRef {
                 kind: ObjectKind::Datastore,
@@ -134,11 +148,21 @@ impl Node {
     }
 
     fn begin(&self, operation: Operation, object: ObjectRef) -> Task {
+        self.begin_as(operation, object, None)
+    }
+
+    fn begin_as(
+        &self,
+        operation: Operation,
+        object: ObjectRef,
+        origin: Option<TaskOrigin>,
+    ) -> Task {
         let task = Task {
             id: Uuid::new_v4(),
             state: TaskState::Running,
             operation,
             object,
+            origin,
             phase: Some("working".into()),
             percent: 0,
             bytes_done: Size::default(),
@@ -206,6 +230,12 @@ fn router(node: Node) -> Router {
         .route("/v1/volumes/{id}", axum::routing::delete(delete_volume))
         .route("/v1/volumes/{id}/connect", post(connect))
         .route("/v1/volumes/{id}/disconnect", post(disconnect))
+        .route("/v1/volumes/{id}/schedule", axum::routing::put(put_schedule))
+        .route("/v1/volumes/{id}/schedule/run", post(run_schedule))
+        .route(
+            "/v1/volumes/{id}/schedule/snapshots/{snapshot}",
+            axum::routing::delete(retire_snapshot),
+        )
         .route("/v1/snapshots", get(snapshots).post(create_snapshot))
         .route("/v1/templates", get(|| async { Json(json!([])) }))
         .route("/v1/alarms", get(|| async { Json(json!([])) }))
@@ -314,6 +344,8 @@ fn volume(request: &CreateVolume, datastore: Uuid, datastore_name: Name) -> Volu
         current_snapshot: None,
         chain_length: 1,
         origin: None,
+        schedule: None,
+        next_snapshot: None,
         connections: Vec::new(),
         task: None,
         revision: 1,
@@ -350,6 +382,31 @@ async fn snapshots(State(node): State<Node>) -> Json<Vec<Snapshot>> {
     Json(node.known.lock().expect("state").snapshots.values().cloned().collect())
 }
 
+fn snapshot(
+    volume: &mut Volume,
+    name: Name,
+    set: Option<Uuid>,
+    scheduled: Option<Scheduled>,
+) -> Snapshot {
+    let snapshot = Snapshot {
+        id: Uuid::new_v4(),
+        name,
+        volume: volume.id,
+        volume_name: volume.name.clone(),
+        parent: volume.current_snapshot,
+        size: volume.size,
+        used: Size::from_bytes(1 << 20),
+        merge_bytes: Some(Size::from_bytes(2 << 20)),
+        set,
+        scheduled,
+        clones: 0,
+        created: now(),
+    };
+    volume.current_snapshot = Some(snapshot.id);
+    volume.snapshots += 1;
+    snapshot
+}
+
 async fn create_snapshot(
     State(node): State<Node>,
     Json(request): Json<CreateSnapshot>,
@@ -360,25 +417,74 @@ async fn create_snapshot(
         let id = reference.id().expect("a resolved volume");
         let mut known = node.known.lock().expect("state");
         let volume = known.volumes.get_mut(&id).expect("a volume");
-        let snapshot = Snapshot {
-            id: Uuid::new_v4(),
-            name: request.name.clone(),
-            volume: id,
-            volume_name: volume.name.clone(),
-            parent: volume.current_snapshot,
-            size: volume.size,
-            used: Size::from_bytes(1 << 20),
-            merge_bytes: Some(Size::from_bytes(2 << 20)),
-            set: Some(set),
-            clones: 0,
-            created: now(),
-        };
-        volume.current_snapshot = Some(snapshot.id);
-        volume.snapshots += 1;
+        let snapshot = snapshot(volume, request.name.clone(), Some(set), None);
         object = Some(of(volume));
         known.snapshots.insert(snapshot.id, snapshot);
     }
     node.done(Operation::SnapshotCreate, object.expect("a volume"), json!({ "set": set }))
+}
+
+async fn put_schedule(
+    State(node): State<Node>,
+    Segment(id): Segment<Uuid>,
+    Json(request): Json<PutSchedule>,
+) -> Response {
+    let volume = {
+        let mut known = node.known.lock().expect("state");
+        let volume = known.volumes.get_mut(&id).expect("a volume");
+        let rule = |(rule, keep)| ScheduleRule { rule, keep, last: request.since };
+        volume.schedule = request.schedule.map(|asked| Schedule {
+            rules: asked.rules().map(rule).collect(),
+            at: asked.at,
+            weekday: asked.weekday,
+            unreserved: asked.unreserved,
+        });
+        volume.clone()
+    };
+    node.done(Operation::SnapshotSchedule, of(&volume), json!(volume))
+}
+
+async fn run_schedule(
+    State(node): State<Node>,
+    Segment(id): Segment<Uuid>,
+    Json(request): Json<RunSchedule>,
+) -> Response {
+    let volume = {
+        let mut known = node.known.lock().expect("state");
+        if let Some(code) = known.broken {
+            known.refused += 1;
+            return refuse(&Problem::new(code, "The fake is told to fail.").hint("tell it better"));
+        }
+        let newest = known.snapshots.values().filter_map(|s| Some(s.scheduled.as_ref()?.run)).max();
+        let volume = known.volumes.get_mut(&id).expect("a volume");
+        for rule in volume.schedule.iter_mut().flat_map(|s| &mut s.rules) {
+            if request.rules.contains(&rule.rule) {
+                rule.last = request.at;
+            }
+        }
+        let scheduled = Scheduled { rules: request.rules, run: newest.unwrap_or(0) + 1 };
+        let snapshot = snapshot(volume, request.name, None, Some(scheduled));
+        let volume = volume.clone();
+        known.snapshots.insert(snapshot.id, snapshot);
+        volume
+    };
+    node.tell(Change::Volume(volume.clone()));
+    let task = node.begin_as(Operation::SnapshotCreate, of(&volume), Some(TaskOrigin::Schedule));
+    node.finish(task.id, Ok(Value::Null));
+    (StatusCode::ACCEPTED, Json(task)).into_response()
+}
+
+async fn retire_snapshot(
+    State(node): State<Node>,
+    Segment((_, id)): Segment<(Uuid, Uuid)>,
+) -> Response {
+    let gone = node.known.lock().expect("state").snapshots.remove(&id).expect("a snapshot");
+    assert!(gone.scheduled.is_some(), "no user's snapshot is deleted: {gone:?}");
+    let object = ObjectRef { kind: ObjectKind::Snapshot, id: gone.id, name: gone.name.to_string() };
+    node.tell(Change::Removed(object.clone()));
+    let task = node.begin_as(Operation::SnapshotDelete, object, Some(TaskOrigin::Schedule));
+    node.finish(task.id, Ok(Value::Null));
+    (StatusCode::ACCEPTED, Json(task)).into_response()
 }
 
 async fn tasks(State(node): State<Node>) -> Json<Vec<Task>> {

@@ -7,4 +7,5 @@ mod guard;
 mod once;
 mod openapi;
 mod restart;
+mod schedules;
 mod world;

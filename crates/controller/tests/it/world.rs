@@ -2,9 +2,10 @@
 //! client, and bytes as any program could send them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use controller::client::{Client, Method};
-use controller::{ServeOptions, Served};
+use controller::{ServeOptions, Served, WallClock};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response};
@@ -20,6 +21,7 @@ pub(crate) struct World {
     pub(crate) fake: Fake,
     pub(crate) served: Served,
     pub(crate) token: String,
+    clock: Arc<dyn WallClock>,
 }
 
 /// An answer as bytes on the wire.
@@ -42,18 +44,24 @@ impl Raw {
 
 pub(crate) fn options(data: &Path) -> ServeOptions {
     let listen = "127.0.0.1:0".parse().expect("an address");
-    ServeOptions { data: data.to_path_buf(), listen, node: None }
+    let clock = controller::host_clock();
+    ServeOptions { data: data.to_path_buf(), listen, node: None, clock }
 }
 
 impl World {
     pub(crate) async fn start() -> Self {
+        Self::start_at(controller::host_clock()).await
+    }
+
+    pub(crate) async fn start_at(clock: Arc<dyn WallClock>) -> Self {
         let home = tempfile::tempdir().expect("a directory");
         let data = home.path().join("data");
         let fake = Fake::start(&data);
-        let served = controller::serve(options(&data)).await.expect("a controller");
+        let options = ServeOptions { clock: Arc::clone(&clock), ..options(&data) };
+        let served = controller::serve(options).await.expect("a controller");
         assert!(served.node_ready, "the fake was found");
         let token = std::fs::read_to_string(&served.token_file).expect("the token");
-        Self { home, fake, served, token: token.trim().to_owned() }
+        Self { home, fake, served, token: token.trim().to_owned(), clock }
     }
 
     /// The same with the datastore `fast`.
@@ -77,11 +85,19 @@ impl World {
 
     /// Ends the controller and starts another on the same directory.
     pub(crate) async fn restart(self) -> Self {
-        let Self { home, fake, served, token } = self;
+        self.restart_after(|| ()).await
+    }
+
+    /// The same, with something that happens while no controller runs.
+    pub(crate) async fn restart_after(self, meanwhile: impl FnOnce()) -> Self {
+        let Self { home, fake, served, token, clock } = self;
         served.close();
         served.finish().await.expect("an end");
-        let served = controller::serve(options(&home.path().join("data"))).await.expect("again");
-        Self { home, fake, served, token }
+        meanwhile();
+        let data = home.path().join("data");
+        let options = ServeOptions { clock: Arc::clone(&clock), ..options(&data) };
+        let served = controller::serve(options).await.expect("again");
+        Self { home, fake, served, token, clock }
     }
 
     pub(crate) async fn datastore(&self, name: &str) -> Value {

@@ -9,6 +9,7 @@ mod guard;
 mod link;
 mod operations;
 mod running;
+mod schedules;
 mod space;
 mod stores;
 mod transfers;
@@ -211,7 +212,7 @@ impl Control {
     /// What a task about a volume or template says it is about.
     pub(crate) fn about(&self, operation: Operation, id: Uuid) -> Outcome<About> {
         let (_, record) = self.find(id)?;
-        Ok(About { operation, object: reference(&record) })
+        Ok(About::new(operation, reference(&record)))
     }
 
     /// Tells listeners how the volume is now.

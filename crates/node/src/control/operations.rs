@@ -12,7 +12,7 @@ use model::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::stores::{Store, to_value};
+use super::stores::{Opened, Store, to_value};
 use super::view::catalog_kind;
 use super::{Control, catalog_problem};
 use crate::problem::Outcome;
@@ -48,7 +48,7 @@ impl Control {
         })?;
         let name = request.name.to_string();
         let object = ObjectRef { kind: ObjectKind::Volume, id: Uuid::nil(), name };
-        Ok(About { operation: Operation::VolumeCreate, object })
+        Ok(About::new(Operation::VolumeCreate, object))
     }
 
     pub(crate) async fn create_volume(
@@ -309,12 +309,22 @@ impl Control {
         let space = if request.unreserved { LeafSpace::AsItGrows } else { LeafSpace::AsTheKind };
         let name = request.name.as_str();
         let made = opened.catalog.snapshot_create(&volumes, name, space).await;
-        opened.homes.reopen(&volumes).await;
+        self.snapshots_made(&opened, &volumes, made).await
+    }
+
+    /// Tells and returns new snapshots, and lets the guests go on if they could not be made.
+    pub(super) async fn snapshots_made(
+        &self,
+        opened: &Opened,
+        volumes: &[Uuid],
+        made: catalog::Result<catalog::SnapshotSet>,
+    ) -> Outcome<Value> {
+        opened.homes.reopen(volumes).await;
         let pause = volumes.iter().filter_map(|id| opened.homes.take_pause(*id)).max();
         let made = made.map_err(catalog_problem)?;
         let ids: Vec<Uuid> = made.members.iter().map(|(_, snapshot)| snapshot.uuid).collect();
         let mut views = Vec::new();
-        for volume in &volumes {
+        for volume in volumes {
             let Some((store, record)) = self.find_if(*volume) else { continue };
             self.snapshots_of(&store, &record, &mut views).await?;
             self.tell_volume(*volume).await;
@@ -337,7 +347,7 @@ impl Control {
         let snapshot = record
             .snapshot(snapshot)
             .ok_or_else(|| Problem::not_found(ObjectKind::Snapshot, snapshot))?;
-        Ok(About { operation, object: snapshot_reference(snapshot) })
+        Ok(About::new(operation, snapshot_reference(snapshot)))
     }
 
     /// Merges a snapshot away; while the volume is connected only its name goes, the merge waits.
@@ -438,7 +448,7 @@ impl Control {
 
     pub(crate) fn about_template(&self, operation: Operation, id: Uuid) -> Outcome<About> {
         let (_, record) = self.find_template(id)?;
-        Ok(About { operation, object: super::reference(&record) })
+        Ok(About::new(operation, super::reference(&record)))
     }
 
     pub(crate) async fn deploy(

@@ -248,7 +248,7 @@ impl Control {
         }
         let object =
             ObjectRef { kind: ObjectKind::Datastore, id: Uuid::nil(), name: name.to_owned() };
-        Ok(About { operation: Operation::DatastoreCreate, object })
+        Ok(About::new(Operation::DatastoreCreate, object))
     }
 
     /// Makes a datastore in a directory, or takes the one that is there into use.
@@ -302,7 +302,7 @@ impl Control {
     }
 
     pub(crate) fn about_store(&self, operation: Operation, id: Uuid) -> Outcome<About> {
-        Ok(About { operation, object: self.store(id)?.reference() })
+        Ok(About::new(operation, self.store(id)?.reference()))
     }
 
     /// Forgets a datastore that holds nothing.

@@ -72,7 +72,7 @@ impl Control {
         }
         let name = request.name.to_string();
         let object = ObjectRef { kind: ObjectKind::Volume, id: Uuid::nil(), name };
-        Ok(About { operation: Operation::VolumeImport, object })
+        Ok(About::new(Operation::VolumeImport, object))
     }
 
     pub(crate) async fn import_volume(

@@ -160,6 +160,8 @@ impl Control {
             current_snapshot: record.current.parent,
             chain_length: count(chain_length),
             origin,
+            schedule: record.schedule.as_ref().map(super::schedules::wire),
+            next_snapshot: None,
             connections: self.connections_of(record.uuid),
             task: self.task_on(record.uuid),
             revision: record.revision,
@@ -269,6 +271,7 @@ impl Control {
                 used: size(node.used),
                 merge_bytes: cost.ok().map(size),
                 set: node.snapshot.set,
+                scheduled: node.snapshot.scheduled.as_ref().map(super::schedules::wire_made_for),
                 clones: count(node.clones.len()),
                 created: Timestamp::from_unix_ms(node.snapshot.created),
             });

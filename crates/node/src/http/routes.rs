@@ -16,7 +16,7 @@ use futures_util::stream::{self as streams, Stream, StreamExt as _};
 use model::{
     CloneVolume, Code, ConnectVolume, ConvertVolume, CreateDatastore, CreateSnapshot,
     CreateTemplate, CreateVolume, DeployTemplate, ExportFormat, ExportVolume, ImportVolume,
-    ObjectKind, Operation, Problem, Reference, UpdateVolume, VolumeKind,
+    ObjectKind, Operation, Problem, PutSchedule, Reference, RunSchedule, UpdateVolume, VolumeKind,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -50,6 +50,9 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/volumes/{id}/disconnect", post(disconnect))
         .route("/v1/volumes/{id}/convert", get(conversion).post(convert))
         .route("/v1/volumes/{id}/clone", post(clone))
+        .route("/v1/volumes/{id}/schedule", put(put_schedule))
+        .route("/v1/volumes/{id}/schedule/run", post(run_schedule))
+        .route("/v1/volumes/{id}/schedule/snapshots/{snapshot}", delete(retire_snapshot))
         .route("/v1/volumes/{id}/diff", get(diff))
         .route("/v1/volumes/{id}/snapshots", get(volume_snapshots))
         .route("/v1/volumes/{id}/snapshots/diff", get(diff))
@@ -444,6 +447,48 @@ async fn revert(
         wait,
         move |control| control.about_one_snapshot(Operation::SnapshotRevert, id, snapshot),
         move |control, progress| control.revert(id, snapshot, progress),
+    )
+    .await
+}
+
+async fn put_schedule(
+    State(app): State<App>,
+    Ids([id]): Ids<1>,
+    Asked(wait): Asked<Wait>,
+    Json(request): Json<PutSchedule>,
+) -> Answer {
+    app.begin(
+        wait,
+        move |control| control.about(Operation::SnapshotSchedule, id),
+        move |control, progress| control.put_schedule(id, request, progress),
+    )
+    .await
+}
+
+async fn run_schedule(
+    State(app): State<App>,
+    Ids([id]): Ids<1>,
+    Asked(wait): Asked<Wait>,
+    Json(request): Json<RunSchedule>,
+) -> Answer {
+    app.begin(
+        wait,
+        move |control| Ok(control.about(Operation::SnapshotCreate, id)?.scheduled()),
+        move |control, progress| control.run_schedule(id, request, progress),
+    )
+    .await
+}
+
+/// Deletes a snapshot for the schedule that made it.
+async fn retire_snapshot(
+    State(app): State<App>,
+    Ids([id, snapshot]): Ids<2>,
+    Asked(wait): Asked<Wait>,
+) -> Answer {
+    app.begin(
+        wait,
+        move |control| control.about_retired(id, snapshot),
+        move |control, progress| control.retire_snapshot(id, snapshot, progress),
     )
     .await
 }

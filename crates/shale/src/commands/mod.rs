@@ -1,6 +1,7 @@
 //! One file a noun. Every command is made of calls of the public API.
 
 mod datastore;
+mod schedule;
 mod snapshot;
 mod task;
 mod template;

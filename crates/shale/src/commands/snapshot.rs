@@ -66,6 +66,7 @@ impl Session {
                 let task = self.change(Method::DELETE, &path, None::<&()>, &waiting).await?;
                 self.done(task, &format!("snapshot '{name}' of volume '{volume}' is deleted"))
             }
+            Snapshot::Schedule(command) => self.schedule(command).await,
             Snapshot::Diff { volume, from, to } => {
                 let point = |name, point: Option<Reference>| {
                     point.map(|point| format!("{name}={}", segment(&point)))
