@@ -32,12 +32,13 @@ pub(crate) fn create_volume(request: &CreateVolume, on: &Datastore) -> Estimate 
         ),
         takes,
         refused: room(takes, on)
+            .or_else(|| crate::policy::over_limit(on, request.size))
             .or_else(|| kind_refused(Operation::VolumeCreate, request.kind, on)),
         ..Estimate::default()
     }
 }
 
-pub(crate) fn resize(volume: &Volume, size: Option<Size>) -> Estimate {
+pub(crate) fn resize(volume: &Volume, size: Option<Size>, on: &Datastore) -> Estimate {
     let new = size.unwrap_or(volume.size);
     let grows = Size::from_bytes(new.bytes().saturating_sub(volume.size.bytes()));
     let mut refused = None;
@@ -50,7 +51,7 @@ pub(crate) fn resize(volume: &Volume, size: Option<Size>) -> Estimate {
             .hint("a volume can only become larger"),
         );
     } else if size.is_some() {
-        refused = connected(volume, "resized");
+        refused = connected(volume, "resized").or_else(|| crate::policy::over_limit(on, grows));
     }
     Estimate {
         summary: match size {
@@ -213,6 +214,7 @@ pub(crate) fn copies(
     if linked {
         return Estimate {
             summary: format!("makes {count} linked clones of '{}' on '{}'", source.name, on.name),
+            refused: crate::policy::over_limit(on, times(source.size)),
             ..Estimate::default()
         };
     }
@@ -223,7 +225,9 @@ pub(crate) fn copies(
         takes,
         moves,
         seconds: seconds(known, Operation::VolumeCopy, moves),
-        refused: room(takes, on).or_else(|| kind_refused(Operation::VolumeCopy, source.kind, on)),
+        refused: room(takes, on)
+            .or_else(|| crate::policy::over_limit(on, times(source.size)))
+            .or_else(|| kind_refused(Operation::VolumeCopy, source.kind, on)),
         ..Estimate::default()
     }
 }

@@ -224,6 +224,9 @@ impl Index {
             let mut known = self.write();
             if let Some(before) = known.own_alarms.get(&alarm.id) {
                 alarm.since = before.since;
+                if *before == alarm {
+                    return;
+                }
             }
             known.own_alarms.insert(alarm.id, alarm.clone());
         }
@@ -367,6 +370,12 @@ impl Index {
                 .hint(format!("list them: shale snapshot list --volume {}", volume.name))
             })
     }
+}
+
+/// Identifies an alarm of the controller's own: one a code and object, the same over restarts.
+pub(crate) fn alarm_id(code: &str, object: Uuid) -> Uuid {
+    let salt = code.bytes().fold(0_u128, |salt, byte| salt.rotate_left(7) ^ u128::from(byte));
+    Uuid::from_u128(object.as_u128() ^ salt)
 }
 
 fn forget_oldest(tasks: &mut BTreeMap<Uuid, Task>) {

@@ -2,7 +2,8 @@
 //!
 //! `commit` writes several documents at once, or none of them when one is not at the revision that
 //! the caller saw. Every commit has one revision, larger than all before. All reads are served from
-//! memory. Documents: `token/UUID`, `datastore/UUID`. What lives on datastores is not in here: it
+//! memory. Documents: `token/UUID`, `datastore/UUID`,
+//! `datastore-policy/UUID`. What lives on datastores is not in here: it
 //! is listed by the node and only indexed.
 
 use std::collections::BTreeMap;

@@ -22,6 +22,7 @@ mod hub;
 mod index;
 mod inventory;
 mod node;
+mod policy;
 mod schedule;
 mod serve;
 mod sse;

@@ -20,6 +20,7 @@ use crate::hub::now;
 use crate::index::{Index, Lists};
 use crate::inventory::{Expected, Inventory, Write};
 use crate::node::NodeClient;
+use crate::policy;
 use crate::store::Store;
 
 /// Space figures of running guests change without an event.
@@ -135,8 +136,12 @@ impl Sync {
                     done.send(()).ok();
                 }
                 committed = commits.recv() => {
-                    // a datastore was forgotten: it must not be shown as missing
-                    if committed.is_ok_and(|c| c.keys.iter().any(|key| key.starts_with(PREFIX))) {
+                    // a datastore was forgotten and must not be shown as missing, or it has a new policy
+                    if committed.is_ok_and(|c| {
+                        c.keys.iter().any(|key| {
+                            key.starts_with(PREFIX) || key.starts_with(policy::PREFIX)
+                        })
+                    }) {
                         self.load().await?;
                     }
                 }
@@ -158,8 +163,11 @@ impl Sync {
             match event.change {
                 Change::Resync => resync = true,
                 Change::Task(task) if task.state.is_final() => ended.push(task),
-                change @ (Change::Datastore(_)
-                | Change::Volume(_)
+                Change::Datastore(mut datastore) => {
+                    datastore.policy = policy::of(&self.inventory, datastore.id);
+                    self.index.apply(Change::Datastore(datastore));
+                }
+                change @ (Change::Volume(_)
                 | Change::Snapshot(_)
                 | Change::Template(_)
                 | Change::Removed(_)
@@ -206,6 +214,10 @@ impl Sync {
         self.remember(&datastores).await?;
         let mut all = datastores;
         all.extend(self.missing(&all));
+        for datastore in &mut all {
+            datastore.policy = policy::of(&self.inventory, datastore.id);
+        }
+        policy::watch(&self.index, &all);
         self.index.replace(Lists { datastores: all, volumes, snapshots, templates, alarms });
         Ok(())
     }
@@ -261,6 +273,7 @@ impl Sync {
                     templates: 0,
                     snapshots: 0,
                     features: StoreFeatures::default(),
+                    policy: policy::of(&self.inventory, id),
                     created: was.created,
                 })
             })
@@ -270,8 +283,8 @@ impl Sync {
 
 /// Takes a datastore out of the inventory after the node deleted it.
 pub(crate) async fn forget(inventory: &Inventory, id: Uuid) -> Result<(), Problem> {
-    let write = Write { key: format!("{PREFIX}{id}"), expected: Expected::Any, body: None };
-    inventory.commit(vec![write]).await.map(drop)
+    let gone = |prefix| Write { key: format!("{prefix}{id}"), expected: Expected::Any, body: None };
+    inventory.commit(vec![gone(PREFIX), gone(policy::PREFIX)]).await.map(drop)
 }
 
 fn node_alarm(problem: &Problem) -> Alarm {

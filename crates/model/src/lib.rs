@@ -6,7 +6,7 @@
 //!   problem            codes -> status, exit      request   what a caller may ask for
 //!   role               who may do what            event     what changed; tasks and alarms
 //!   capability         what a store can serve     tree      snapshots as a tree
-//!   schedule           snapshots by the clock
+//!   schedule           snapshots by the clock     policy    thresholds of datastores
 //! ```
 //!
 //! Invariants: this crate does no I/O and knows no clock; whatever parses is valid (a `Name` is a
@@ -29,6 +29,7 @@ mod event;
 mod format;
 mod name;
 mod object;
+mod policy;
 mod problem;
 mod request;
 mod role;
@@ -47,6 +48,7 @@ pub use object::{
     NodeInfo, Origin, Page, Protocol, Snapshot, SnapshotDiff, Space, Template, Volume, VolumeKind,
     VolumeState,
 };
+pub use policy::{DatastorePolicy, Threshold, ThresholdError, UpdateDatastore};
 pub use problem::{Code, Exit, Problem};
 pub use request::{
     CloneVolume, ConnectVolume, ConvertVolume, CreateDatastore, CreateSnapshot, CreateTemplate,

@@ -117,6 +117,9 @@ pub struct Datastore {
     pub snapshots: u64,
     /// What its file system can do.
     pub features: StoreFeatures,
+    /// When it is an alarm, and what it refuses.
+    #[serde(default)]
+    pub policy: crate::DatastorePolicy,
     /// When it was made.
     pub created: Timestamp,
 }

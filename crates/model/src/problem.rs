@@ -137,6 +137,8 @@ codes! {
     Cancelled = "cancelled", 409, Failed, "The task was cancelled";
     /// There is not enough space.
     NoSpace = "no-space", 507, NoSpace, "There is not enough space";
+    /// More would be promised to guests than the datastore's limit allows.
+    OvercommitLimit = "overcommit-limit", 507, NoSpace, "The limit of over-commitment is reached";
     /// The wait ended; the task goes on.
     TimeOut = "time-out", 504, TimeOut, "The wait ended before the work did";
     /// The storage below failed.

@@ -44,6 +44,7 @@ fn codes_statuses_and_exits_never_change() {
         ("idempotency-mismatch", 422, 4),
         ("cancelled", 409, 1),
         ("no-space", 507, 5),
+        ("overcommit-limit", 507, 5),
         ("time-out", 504, 7),
         ("io-error", 500, 1),
         ("corrupt", 500, 1),

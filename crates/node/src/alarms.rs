@@ -11,8 +11,6 @@ use crate::events::{Events, now};
 
 /// A full datastore; its text names the volumes that wait.
 pub(crate) const DATASTORE_FULL: &str = "datastore-full";
-/// A datastore with little space left.
-pub(crate) const DATASTORE_LOW: &str = "datastore-low";
 /// A datastore that could not be opened.
 pub(crate) const DATASTORE_UNAVAILABLE: &str = "datastore-unavailable";
 /// A connection that was not resumed.

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use model::{
-    ExportFormat, ImportFormat, Name, Protocol, Reference, Role, Size, TaskState, TimeOfDay,
-    VolumeKind, Weekday,
+    ExportFormat, ImportFormat, Name, Protocol, Reference, Role, Size, TaskState, Threshold,
+    TimeOfDay, VolumeKind, Weekday,
 };
 
 /// Thin, snapshottable, cloneable disks for virtual machines.
@@ -170,6 +170,22 @@ pub(crate) enum Datastore {
     List,
     /// Show a datastore
     Show { name: Reference },
+    /// Change when a datastore is an alarm, and what it refuses; a PERCENT of its size, or none
+    Set {
+        name: Reference,
+        /// Alarm when more than this is promised to guests; none at first
+        #[arg(long, value_name = "PERCENT", required_unless_present_any = ["overcommit_limit", "low", "critical"])]
+        overcommit_alarm: Option<Threshold>,
+        /// Refuse what would promise more than this; none at first
+        #[arg(long, value_name = "PERCENT")]
+        overcommit_limit: Option<Threshold>,
+        /// Alarm when less than this is free; 10% at first
+        #[arg(long, value_name = "PERCENT")]
+        low: Option<Threshold>,
+        /// Critical alarm when less than this is free; 3.3% at first
+        #[arg(long, value_name = "PERCENT")]
+        critical: Option<Threshold>,
+    },
     /// Check every object of a datastore
     Check {
         name: Reference,
@@ -637,6 +653,8 @@ mod tests {
             "serve --no-node",
             "doctor --dir PATH --dir OTHER -o json",
             "datastore create NAME --dir PATH",
+            "datastore set NAME --overcommit-alarm 150% --overcommit-limit 300% --low 10% --critical 3.3%",
+            "datastore set NAME --overcommit-limit none",
             "volume create NAME --datastore DS --size 10G --kind thin",
             "volume create NAME --datastore DS --size 10G --kind eager",
             "volume connect NAME -o json",
@@ -683,6 +701,9 @@ mod tests {
             "volume clone A",
             "volume clone A --name B --linked --full",
             "volume clone A --name B --count 0",
+            "datastore set NAME",
+            "datastore set NAME --low 10",
+            "datastore set NAME --low 0%",
             "snapshot create NAME",
             "snapshot schedule set --volume V",
             "snapshot schedule set --volume V --daily 7 --at 24:00",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use hyper::Method;
-use model::{CreateDatastore, Datastore, ObjectKind, Page, Problem, Task};
+use model::{CreateDatastore, Datastore, ObjectKind, Page, Problem, Task, UpdateDatastore};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -18,7 +18,7 @@ use crate::estimate;
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
         .routes(routes!(list, create))
-        .routes(routes!(show, delete))
+        .routes(routes!(show, update, delete))
         .routes(routes!(check))
 }
 
@@ -65,6 +65,26 @@ async fn show(
     // Space that guests take changes without an event; whoever looks at one object wants it as it is.
     app.refresher.refresh().await;
     Ok(Json(app.find(&reference(ObjectKind::Datastore, &datastore)?).await?))
+}
+
+/// Change when a datastore is an alarm, and what it refuses
+///
+/// Needs the role storage-admin.
+#[utoipa::path(patch, path = "/api/v1/datastores/{datastore}", operation_id = "update_datastore",
+    tag = "datastores", params(("datastore" = String, Path, description = "name or UUID")),
+    request_body = UpdateDatastore,
+    responses((status = 200, body = Datastore),
+        (status = "default", body = Problem, content_type = "application/problem+json")))]
+async fn update(
+    _: May<ManageStorage>,
+    State(app): State<Arc<App>>,
+    Path(datastore): Path<String>,
+    Json(request): Json<UpdateDatastore>,
+) -> Answer<Json<Datastore>> {
+    let found: Datastore = app.find(&reference(ObjectKind::Datastore, &datastore)?).await?;
+    crate::policy::change(&app.inventory, found.id, request).await?;
+    app.refresher.refresh().await;
+    Ok(Json(app.find(&found.id.into()).await?))
 }
 
 /// Remove a datastore that holds no volumes

@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use hyper::Method;
 use model::{
-    Code, CreateTemplate, Datastore, DeployTemplate, Name, ObjectKind, Page, Problem, Task,
+    Code, CreateTemplate, Datastore, DeployTemplate, Name, ObjectKind, Page, Problem, Size, Task,
     Template, Volume,
 };
 use utoipa_axum::router::OpenApiRouter;
@@ -27,6 +27,12 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
 }
 
 /// At least one new name, and none twice.
+/// What so many copies of `size` promise.
+pub(super) fn times(size: Size, count: usize) -> Size {
+    let count = u64::try_from(count).unwrap_or(u64::MAX);
+    Size::from_bytes(size.bytes().saturating_mul(count))
+}
+
 pub(super) fn some_names(names: &[Name]) -> Result<(), Problem> {
     let problem = match names {
         [] => Problem::new(Code::BadRequest, "The request names no new volume."),
@@ -150,6 +156,7 @@ async fn deploy(
             &app.index.read(),
         )));
     }
+    app.may_promise(&target, times(found.size, request.names.len())).await?;
     let path = format!("/v1/templates/{}/deploy", found.id);
     Ok(app.start(Method::POST, &path, Some(&request), change.wait).await?.into_response())
 }

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use hyper::Method;
 use model::{
     CloneVolume, Code, ConnectVolume, ConvertVolume, CreateVolume, Datastore, Estimate, ObjectKind,
-    Operation, Page, Problem, Task, UpdateVolume, Volume,
+    Operation, Page, Problem, Size, Task, UpdateVolume, Volume,
 };
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -80,6 +80,7 @@ async fn create(
     if change.dry_run {
         return Ok(estimate::answer(estimate::create_volume(&request, &datastore)));
     }
+    app.may_promise(&datastore, request.size).await?;
     Ok(app.start(Method::POST, "/v1/volumes", Some(&request), change.wait).await?.into_response())
 }
 
@@ -121,7 +122,13 @@ async fn update(
     }
     let found = app.volume(&volume).await?;
     if change.dry_run {
-        return Ok(estimate::answer(estimate::resize(&found, request.size)));
+        let on: Datastore = app.find(&found.datastore.into()).await?;
+        return Ok(estimate::answer(estimate::resize(&found, request.size, &on)));
+    }
+    if let Some(size) = request.size.filter(|size| *size > found.size) {
+        let on: Datastore = app.find(&found.datastore.into()).await?;
+        let more = size.bytes().saturating_sub(found.size.bytes());
+        app.may_promise(&on, Size::from_bytes(more)).await?;
     }
     let path = format!("/v1/volumes/{}", found.id);
     Ok(app.start(Method::PATCH, &path, Some(&request), change.wait).await?.into_response())
@@ -262,6 +269,7 @@ async fn clone(
             &app.index.read(),
         )));
     }
+    app.may_promise(&target, super::templates::times(found.size, request.names.len())).await?;
     let path = format!("/v1/volumes/{}/clone", found.id);
     Ok(app.start(Method::POST, &path, Some(&request), change.wait).await?.into_response())
 }

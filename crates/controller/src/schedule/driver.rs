@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 
 use super::{WallClock, due, made_for, name_of, surplus, upcoming};
 use crate::hub::now;
-use crate::index::{Entity as _, Index, Known};
+use crate::index::{Entity as _, Index, Known, alarm_id};
 use crate::node::NodeClient;
 use crate::sync::Refresher;
 
@@ -392,12 +392,6 @@ impl State {
 pub(crate) fn trouble_of(known: &Known, volume: Uuid) -> Option<String> {
     let alarm = |code| known.alarms.get(&alarm_id(code, volume));
     alarm(FAILED).or_else(|| alarm(KEPT)).map(|alarm| alarm.message.clone())
-}
-
-/// One alarm a code and volume, the same over restarts.
-fn alarm_id(code: &str, volume: Uuid) -> Uuid {
-    let salt = code.bytes().fold(0_u128, |salt, byte| salt.rotate_left(7) ^ u128::from(byte));
-    Uuid::from_u128(volume.as_u128() ^ salt)
 }
 
 /// What to do about a run that failed.

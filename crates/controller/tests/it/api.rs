@@ -191,3 +191,67 @@ async fn the_end_of_the_node_is_an_alarm_and_ends_its_tasks() {
     assert!(alarms.is_empty(), "{alarms:?}");
     fake.die().await;
 }
+
+#[tokio::test]
+async fn an_operator_says_how_much_may_be_promised_and_what_is_an_alarm() {
+    let world = World::with_datastore().await; // 100 GiB, 50 of them free
+    let client = world.client();
+    let change = async |body: Value| {
+        let path = "/api/v1/datastores/fast";
+        client.call::<_, model::Datastore>(Method::PATCH, path, Some(&body)).await
+    };
+    for wrong in
+        [json!({}), json!({ "low": "10" }), json!({ "low": "2%" }), json!({ "low": "101%" })]
+    {
+        let refused = change(wrong.clone()).await.expect_err("refused");
+        assert_eq!(refused.code, Code::BadRequest, "{wrong}: {refused}");
+    }
+    let codes = async || {
+        let all: Vec<model::Alarm> = client.list("/api/v1/alarms").await.expect("alarms");
+        all.into_iter().map(|a| (a.code, a.severity)).collect::<Vec<_>>()
+    };
+    assert_eq!(codes().await, []);
+    let set = change(json!({ "overcommit_alarm": "1.5%", "overcommit_limit": "3%", "low": "60%" }));
+    assert_eq!(set.await.expect("set").policy.critical.to_string(), "3.3%", "stays");
+    assert_eq!(codes().await, [("datastore-low".into(), model::Severity::Warning)]);
+
+    world.volume("one").await;
+    world.volume("two").await;
+    client.get::<model::Datastore>("/api/v1/datastores/fast").await.expect("as it is now");
+    let both = codes().await;
+    assert!(both.iter().any(|(code, _)| code == "datastore-overcommitted"), "{both:?}");
+    // a third GiB is the limit, a fourth is beyond it, by whatever way
+    let four = volume("four");
+    let mut large = four.clone();
+    large["size"] = json!("2G");
+    for (method, path, body) in [
+        ("POST", "/api/v1/volumes", large),
+        ("PATCH", "/api/v1/volumes/one", json!({ "size": "3G" })),
+        ("POST", "/api/v1/volumes/one/clone", json!({ "names": ["a", "b"], "linked": true })),
+        ("POST", "/api/v1/volumes/one/clone", json!({ "names": ["a", "b"], "linked": false })),
+    ] {
+        let refused = world.raw(method, path, Some(&body)).await;
+        assert_eq!(refused.status, 507, "{method} {path}: {}", refused.body);
+        assert_eq!(refused.json()["code"], "overcommit-limit");
+        assert!(refused.json()["hint"].as_str().is_some_and(|h| h.contains("datastore set fast")));
+        let tried = world.raw(method, &format!("{path}?dry_run=true"), Some(&body)).await;
+        assert_eq!(tried.json()["refused"]["code"], "overcommit-limit", "{}", tried.body);
+    }
+    world.volume("three").await;
+    let refused = world.post("/api/v1/volumes", &four).await.expect_err("beyond the limit");
+    assert_eq!(refused.exit(), model::Exit::NoSpace);
+    // it survives the controller, and goes on request
+    let world = world.restart().await;
+    let client = world.client();
+    let now: model::Datastore = client.get("/api/v1/datastores/fast").await.expect("the datastore");
+    assert_eq!(now.policy.overcommit_limit.to_string(), "3%");
+    let none = json!({ "overcommit_limit": "none", "overcommit_alarm": "none", "low": "none", "critical": "none" });
+    let path = "/api/v1/datastores/fast";
+    client
+        .call::<_, model::Datastore>(Method::PATCH, path, Some(&none))
+        .await
+        .expect("switched off");
+    world.done("/api/v1/volumes", &four).await;
+    let left: Vec<model::Alarm> = client.list("/api/v1/alarms").await.expect("alarms");
+    assert_eq!(left, []);
+}

@@ -226,6 +226,7 @@ fn router(node: Node) -> Router {
         .route("/v1/info", get(info))
         .route("/v1/events", get(events))
         .route("/v1/datastores", get(datastores).post(create_datastore))
+        .route("/v1/datastores/{id}", get(datastore))
         .route("/v1/volumes", get(volumes).post(create_volume))
         .route("/v1/volumes/{id}", axum::routing::delete(delete_volume))
         .route("/v1/volumes/{id}/connect", post(connect))
@@ -269,7 +270,20 @@ async fn events(
 }
 
 async fn datastores(State(node): State<Node>) -> Json<Vec<Datastore>> {
-    Json(node.known.lock().expect("state").datastores.values().cloned().collect())
+    let known = node.known.lock().expect("state");
+    Json(known.datastores.values().map(|d| with_promises(&known, d)).collect())
+}
+
+async fn datastore(State(node): State<Node>, Segment(id): Segment<Uuid>) -> Json<Datastore> {
+    let known = node.known.lock().expect("state");
+    Json(with_promises(&known, &known.datastores[&id]))
+}
+
+fn with_promises(known: &Known, datastore: &Datastore) -> Datastore {
+    let mut datastore = datastore.clone();
+    let of = known.volumes.values().filter(|v| v.datastore == datastore.id);
+    datastore.space.provisioned = Size::from_bytes(of.map(|v| v.size.bytes()).sum());
+    datastore
 }
 
 async fn create_datastore(
@@ -293,6 +307,7 @@ async fn create_datastore(
         templates: 0,
         snapshots: 0,
         features: StoreFeatures { reserve: true, ..StoreFeatures::default() },
+        policy: model::DatastorePolicy::default(),
         created: now(),
     };
     let object =

@@ -1,6 +1,6 @@
 //! Full datastores. A disk holds the requests that find no space; here it becomes an alarm, and every
 //! release of space lets them try again. Space that somebody else frees on the file system is found
-//! by a slow timer.
+//! by a slow timer. How little free space is worth an alarm is the operator's policy: the controller says it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -15,27 +15,8 @@ use crate::home::Report;
 
 /// How often disks are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Looks between two tries of datastores that could not be opened, and two measurements of the others.
+/// Looks between two tries of datastores that could not be opened.
 const RETRY_EVERY: u32 = 15;
-
-/// How little space is worth an alarm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Low {
-    No,
-    Warning,
-    Critical,
-}
-
-/// Of the space that guests may use: below a tenth it is time to look, below a thirtieth to act.
-fn how_low(free: u64, total: u64) -> Low {
-    if free >= total / 10 {
-        Low::No
-    } else if free >= total / 30 {
-        Low::Warning
-    } else {
-        Low::Critical
-    }
-}
 
 impl Control {
     /// Space of a datastore was given back: held requests of its disks try again.
@@ -56,40 +37,10 @@ impl Control {
             looks = looks.wrapping_add(1);
             if looks.is_multiple_of(RETRY_EVERY) {
                 self.retry_stores().await;
-                self.look_at_stores().await;
             }
             if self.links.borrow().values().any(|link| link.is_live()) {
                 self.look_at_disks().await;
             }
-        }
-    }
-
-    async fn look_at_stores(&self) {
-        for store in self.all_stores() {
-            let Ok(catalog) = store.catalog() else { continue };
-            let Ok(usage) = catalog.store_usage().await else { continue };
-            let severity = match how_low(usage.free.0, usage.total.0) {
-                Low::No => {
-                    self.shared.alarms.clear(alarms::DATASTORE_LOW, store.id());
-                    continue;
-                }
-                Low::Warning => Severity::Warning,
-                Low::Critical => Severity::Critical,
-            };
-            // In steps, or the alarm would change with every write.
-            let percent = usage.free.0.saturating_mul(100) / usage.total.0.max(1);
-            let promised = usage.provisioned.0.saturating_mul(100) / usage.total.0.max(1);
-            self.shared.alarms.raise(
-                alarms::DATASTORE_LOW,
-                severity,
-                store.reference(),
-                format!(
-                    "Datastore {} has {percent} % of its space left; its volumes were promised {promised} %.",
-                    store.name()
-                ),
-                "delete snapshots or volumes, discard in the guests, or enlarge the file system: writes \
-                 that need space wait once there is none",
-            );
         }
     }
 
@@ -157,24 +108,5 @@ impl Control {
             ),
             &format!("look at the host's storage, then: shale volume disconnect {name}"),
         );
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Low, how_low};
-
-    #[test]
-    fn little_space_is_told_in_two_steps() {
-        for (free, expected) in [
-            (300, Low::No),
-            (30, Low::No),
-            (29, Low::Warning),
-            (10, Low::Warning),
-            (9, Low::Critical),
-            (0, Low::Critical),
-        ] {
-            assert_eq!(how_low(free, 300), expected, "{free} of 300");
-        }
     }
 }

@@ -76,6 +76,8 @@ impl Control {
             templates: 0,
             snapshots: 0,
             features: StoreFeatures::default(),
+            // the operator's: the controller knows it
+            policy: model::DatastorePolicy::default(),
             created: Timestamp::default(),
         };
         let opened = match store.opened() {

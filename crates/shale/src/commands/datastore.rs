@@ -1,7 +1,7 @@
 //! `shale datastore`.
 
 use controller::client::Method;
-use model::{CheckReport, CreateDatastore, Problem, Severity};
+use model::{CheckReport, CreateDatastore, Problem, Severity, UpdateDatastore};
 
 use crate::grammar::Datastore;
 use crate::output;
@@ -25,6 +25,13 @@ impl Session {
             Datastore::Show { name } => {
                 let path = format!("{ALL}/{}", segment(&name));
                 output::row(self.format, &self.client.get::<model::Datastore>(&path).await?)
+            }
+            Datastore::Set { name, overcommit_alarm, overcommit_limit, low, critical } => {
+                let body = UpdateDatastore { overcommit_alarm, overcommit_limit, low, critical };
+                let path = format!("{ALL}/{}", segment(&name));
+                let now: model::Datastore =
+                    self.client.call(Method::PATCH, &path, Some(&body)).await?;
+                output::row(self.format, &now)
             }
             Datastore::Check { name, waiting } => {
                 let path = format!("{ALL}/{}/check", segment(&name));
