@@ -2,8 +2,9 @@
 
 use axum::response::{IntoResponse, Response};
 use model::{
-    Code, CreateVolume, Datastore, Estimate, Name, Operation, Problem, ScheduledRun, SetSchedule,
-    Size, Snapshot, TaskState, Template, Volume, VolumeKind, VolumeState,
+    Code, CreateSnapshot, CreateVolume, Datastore, Estimate, ImportSource, ImportVolume, Name,
+    Operation, Problem, ScheduledRun, SetSchedule, Size, Snapshot, TaskState, Template, Volume,
+    VolumeKind, VolumeState,
 };
 
 use crate::index::Known;
@@ -142,6 +143,120 @@ pub(crate) fn revert(snapshot: &Snapshot, known: &Known) -> Estimate {
     }
 }
 
+/// A snapshot of all these volumes.
+pub(crate) fn create_snapshot(
+    request: &CreateSnapshot,
+    volumes: &[Volume],
+    on: &Datastore,
+    known: &Known,
+) -> Estimate {
+    let reserving = |v: &&Volume| v.kind.reserves() && !request.unreserved;
+    let bytes = |sum: u64, v: &Volume| sum.saturating_add(v.size.bytes());
+    let takes = Size::from_bytes(volumes.iter().filter(reserving).fold(0, bytes));
+    let mut refused = None;
+    let mut said = Vec::new();
+    for volume in volumes {
+        let used = volume.snapshots.saturating_add(volume.waiting_merges);
+        let left = model::MAX_SNAPSHOTS.saturating_sub(used);
+        let taken =
+            known.snapshots.values().any(|s| s.volume == volume.id && s.name == request.name);
+        if volume.datastore != on.id {
+            let detail = format!(
+                "Volume '{}' is on datastore '{}', others are on '{}'.",
+                volume.name, volume.datastore_name, on.name
+            );
+            let problem = Problem::new(Code::Unsupported, detail);
+            refused = refused.or(Some(problem.hint("take one snapshot per datastore")));
+        } else if taken {
+            let detail = format!("Volume '{}' has a snapshot '{}'.", volume.name, request.name);
+            let problem = Problem::new(Code::NameTaken, detail);
+            refused = refused.or(Some(problem.hint("choose another name")));
+        } else if left == 0 {
+            let detail = format!(
+                "Volume '{}' has {} snapshots, the limit; {} of them are deleted and wait for their merge.",
+                volume.name,
+                model::MAX_SNAPSHOTS,
+                volume.waiting_merges
+            );
+            let problem = Problem::new(Code::SnapshotLimit, detail);
+            let hint = "delete some, or disconnect the volume so that deleted ones are merged";
+            refused = refused.or(Some(problem.hint(hint)));
+        }
+        let how = match (volume.kind.reserves(), reserving(&volume)) {
+            (_, true) => format!("reserves its {} once more", volume.size.human()),
+            (true, false) => "takes space as it grows from now on, whatever its kind".to_owned(),
+            (false, false) => "takes next to nothing now".to_owned(),
+        };
+        let then = left.saturating_sub(1);
+        said.push(format!(
+            "{} volume '{}' {how}, and can have {then} more",
+            volume.kind, volume.name
+        ));
+    }
+    Estimate {
+        summary: format!("makes snapshot '{}': {}", request.name, said.join("; ")),
+        takes,
+        refused: refused.or_else(|| {
+            room(takes, on).map(|problem| {
+                problem
+                    .hint("free space, or let what is written take space as it grows: --no-reserve")
+            })
+        }),
+        ..Estimate::default()
+    }
+}
+
+/// An import; of a stream nothing is known beforehand.
+pub(crate) fn import(
+    request: &ImportVolume,
+    source: Option<&ImportSource>,
+    on: &Datastore,
+    known: &Known,
+) -> Estimate {
+    let taken = {
+        let same = |name: &Name, store: model::Uuid| *name == request.name && store == on.id;
+        known.volumes.values().any(|v| same(&v.name, v.datastore))
+            || known.templates.values().any(|t| same(&t.name, t.datastore))
+    };
+    let taken = taken.then(|| {
+        let detail = format!("Datastore '{}' has a '{}' already.", on.name, request.name);
+        Problem::new(Code::NameTaken, detail).hint("choose another name")
+    });
+    let refused = taken.or_else(|| kind_refused(Operation::VolumeImport, request.kind, on));
+    let (kind, name) = (request.kind, &request.name);
+    let Some(source) = source else {
+        return Estimate {
+            summary: format!(
+                "imports a stream as the {kind} volume '{name}' on '{}'; how large it is, only its end tells",
+                on.name
+            ),
+            refused,
+            ..Estimate::default()
+        };
+    };
+    let takes =
+        if kind.reserves() { source.layers_size } else { source.stored.min(source.layers_size) };
+    let snapshots = match source.snapshots.as_slice() {
+        [] => String::new(),
+        names => format!(", in {} layers with the snapshots {}", names.len() + 1, names.join(", ")),
+    };
+    Estimate {
+        summary: format!(
+            "imports {} as the {kind} volume '{name}' of {} on '{}'{snapshots}",
+            request.source,
+            source.size.human(),
+            on.name
+        ),
+        takes,
+        moves: source.stored,
+        seconds: seconds(known, Operation::VolumeImport, source.stored),
+        refused: refused
+            .or_else(|| room(takes, on))
+            .or_else(|| crate::policy::over_limit(on, source.size)),
+        ..Estimate::default()
+    }
+}
+
 /// The next runs of a schedule, and what all it keeps comes to.
 pub(crate) fn schedule(
     volume: &Volume,
@@ -151,7 +266,8 @@ pub(crate) fn schedule(
 ) -> Estimate {
     let keeps = asked.keeps();
     let of_schedule = crate::schedule::made_for(&known.snapshots, volume.id);
-    let others = volume.snapshots.saturating_sub(u32::try_from(of_schedule.len()).unwrap_or(0));
+    let made = u32::try_from(of_schedule.len()).unwrap_or(0);
+    let others = volume.snapshots.saturating_sub(made).saturating_add(volume.waiting_merges);
     let rules: Vec<String> = asked.rules().map(|(rule, keep)| format!("{keep} {rule}")).collect();
     let next: Vec<String> = runs
         .iter()
@@ -184,7 +300,9 @@ pub(crate) fn schedule(
     };
     let mut crowded = String::new();
     if keeps.saturating_add(others) >= model::MAX_SNAPSHOTS {
-        crowded = format!("; {others} other snapshots leave too few places, so runs will fail");
+        crowded = format!(
+            "; {others} others, deleted ones that wait for their merge included, leave too few places, so runs will fail"
+        );
     }
     Estimate {
         summary: format!(

@@ -85,8 +85,11 @@ impl App {
     }
 }
 
+/// How bad it is, what happened, what to do.
+type Said = (Severity, String, String);
+
 /// What a datastore is an alarm for.
-fn alarms(datastore: &Datastore) -> [(&'static str, Option<(Severity, String, String)>); 2] {
+fn alarms(datastore: &Datastore) -> [(&'static str, Option<Said>); 2] {
     let (space, policy) = (datastore.space, datastore.policy);
     let known = datastore.state != DatastoreState::Abnormal && space.total.bytes() > 0;
     let percent = |part: Size| {

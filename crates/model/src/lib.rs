@@ -52,8 +52,8 @@ pub use policy::{DatastorePolicy, Threshold, ThresholdError, UpdateDatastore};
 pub use problem::{Code, Exit, Problem};
 pub use request::{
     CloneVolume, ConnectVolume, ConvertVolume, CreateDatastore, CreateSnapshot, CreateTemplate,
-    CreateToken, CreateVolume, CreatedToken, DeployTemplate, Estimate, ExportVolume, ImportVolume,
-    Token, UpdateVolume,
+    CreateToken, CreateVolume, CreatedToken, DeployTemplate, Estimate, ExportVolume, ImportSource,
+    ImportVolume, Token, UpdateVolume,
 };
 pub use role::{Permission, Role};
 pub use schedule::{

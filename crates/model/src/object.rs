@@ -231,6 +231,9 @@ pub struct Volume {
     pub state: VolumeState,
     /// How many snapshots it has.
     pub snapshots: u32,
+    /// Layers of deleted snapshots that wait for their merge; they count as snapshots until then.
+    #[serde(default)]
+    pub waiting_merges: u32,
     /// The snapshot that its current state descends from: "you are here".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_snapshot: Option<Uuid>,

@@ -121,6 +121,19 @@ pub struct ImportVolume {
     pub allow_backing: bool,
 }
 
+/// What an import would read, as the node tells the controller.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportSource {
+    /// What a guest will see.
+    pub size: Size,
+    /// Sum of the sizes of its layers.
+    pub layers_size: Size,
+    /// Bytes that are stored there, as far as it tells.
+    pub stored: Size,
+    /// The names of the snapshots that it brings, the oldest first.
+    pub snapshots: Vec<String>,
+}
+
 /// `POST /volumes/{volume}/export`: write it into files on the node's host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -331,6 +331,8 @@ pub(crate) enum Volume {
         #[arg(long)]
         allow_backing: bool,
         #[command(flatten)]
+        tried: Try,
+        #[command(flatten)]
         waiting: Waiting,
     },
     /// Write a volume into files on the node's host
@@ -412,6 +414,8 @@ pub(crate) enum Snapshot {
         /// Let what lazy and fixed volumes write from now on take space as it grows
         #[arg(long)]
         no_reserve: bool,
+        #[command(flatten)]
+        tried: Try,
         #[command(flatten)]
         waiting: Waiting,
     },
@@ -669,6 +673,8 @@ mod tests {
             "volume export NAME --to /x.qcow2 --format qcow2 --snapshot S --force",
             "volume export NAME --to /dir --with-snapshots --all-branches",
             "snapshot create NAME --volume V --volume W",
+            "snapshot create NAME --volume V --no-reserve --dry-run",
+            "volume import NAME --datastore DS --from /x.vhd --chain --dry-run",
             "snapshot revert S --volume V --yes --no-wait",
             "snapshot diff --volume V --from a --to b",
             "snapshot schedule set --volume V --hourly 12 --daily 7 --weekly 4 --at 02:00 --weekday sunday",

@@ -85,6 +85,7 @@ impl Row for Volume {
             "CHAIN",
             "ORIGIN",
             "URI",
+            "WAITING-MERGES",
             "SCHEDULE",
             "NEXT-SNAPSHOT",
             "CREATED",
@@ -107,6 +108,7 @@ impl Row for Volume {
                 o.name.as_ref().map_or_else(|| o.id.to_string(), ToString::to_string)
             }),
             optional(self.connections.first(), |c| c.uri.clone()),
+            self.waiting_merges.to_string(),
             optional(self.schedule.as_ref(), rules),
             optional(self.next_snapshot, time),
             time(self.created),

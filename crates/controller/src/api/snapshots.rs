@@ -5,16 +5,19 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use hyper::Method;
-use model::{Code, CreateSnapshot, Page, Problem, Snapshot, SnapshotDiff, SnapshotTree, Task};
+use model::{
+    Code, CreateSnapshot, Datastore, Page, Problem, Snapshot, SnapshotDiff, SnapshotTree, Task,
+    Volume,
+};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::answer::{Accepted, Answer, Json, Path, Query};
+use super::answer::{Answer, Json, Path, Query};
 use super::guard::{May, Operate, Read};
 use super::page::{Paging, page};
-use super::{App, Change, Outcome, Wait, reference};
+use super::{App, Change, Outcome, reference};
 use crate::estimate;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
@@ -79,23 +82,32 @@ async fn list(
 ///
 /// Needs the role operator.
 #[utoipa::path(post, path = "/api/v1/snapshots", operation_id = "create_snapshot",
-    tag = "snapshots", params(Wait), request_body = CreateSnapshot,
-    responses((status = 202, body = Task), (status = 200, body = Task),
+    tag = "snapshots", params(Change), request_body = CreateSnapshot,
+    responses((status = 202, body = Task), (status = 200, body = Outcome),
         (status = "default", body = Problem, content_type = "application/problem+json")))]
 async fn create(
     _: May<Operate>,
     State(app): State<Arc<App>>,
-    Query(wait): Query<Wait>,
+    Query(change): Query<Change>,
     Json(mut request): Json<CreateSnapshot>,
-) -> Answer<Accepted> {
+) -> Answer<Response> {
     if request.volumes.is_empty() {
         let problem = Problem::new(Code::BadRequest, "A snapshot needs at least one volume.");
         return Err(problem.hint("name them in `volumes` (--volume)").into());
     }
+    let mut volumes = Vec::new();
     for volume in &mut request.volumes {
-        *volume = app.find::<model::Volume>(volume).await?.id.into();
+        let found: Volume = app.find(volume).await?;
+        *volume = found.id.into();
+        volumes.push(found);
     }
-    app.start(Method::POST, "/v1/snapshots", Some(&request), wait.wait).await
+    if let Some(first) = volumes.first().filter(|_| change.dry_run) {
+        let on: Datastore = app.find(&first.datastore.into()).await?;
+        let known = app.index.read();
+        return Ok(estimate::answer(estimate::create_snapshot(&request, &volumes, &on, &known)));
+    }
+    let path = "/v1/snapshots";
+    Ok(app.start(Method::POST, path, Some(&request), change.wait).await?.into_response())
 }
 
 /// List the snapshots of a volume

@@ -9,9 +9,11 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, header};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use hyper::Method;
-use model::{Datastore, ExportFormat, ExportVolume, ImportVolume, ObjectKind, Problem, Task};
+use model::{
+    Datastore, ExportFormat, ExportVolume, ImportSource, ImportVolume, ObjectKind, Problem, Task,
+};
 use serde::Deserialize;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
@@ -19,7 +21,8 @@ use utoipa_axum::routes;
 
 use super::answer::{Accepted, Answer, Json, Path, Query};
 use super::guard::{ManageStorage, May, Operate, Who};
-use super::{App, Wait, reference, tasks};
+use super::{App, Change, Outcome, Wait, reference, tasks};
+use crate::estimate;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::new()
@@ -34,22 +37,39 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
 /// All of it or nothing. Needs the role storage-admin for a path or an address, and operator for a
 /// stream, whose data is then sent to the task.
 #[utoipa::path(post, path = "/api/v1/imports", operation_id = "import_volume", tag = "volumes",
-    params(Wait), request_body = ImportVolume,
-    responses((status = 202, body = Task), (status = 200, body = Task),
+    params(Change), request_body = ImportVolume,
+    responses((status = 202, body = Task), (status = 200, body = Outcome),
         (status = "default", body = Problem, content_type = "application/problem+json")))]
 async fn import(
     _: May<Operate>,
     who: Who,
     State(app): State<Arc<App>>,
-    Query(wait): Query<Wait>,
+    Query(change): Query<Change>,
     Json(mut request): Json<ImportVolume>,
-) -> Answer<Accepted> {
-    if request.source != "-" {
+) -> Answer<Response> {
+    let stream = request.source == "-";
+    if !stream {
         who.may::<ManageStorage>()?;
     }
     let datastore: Datastore = app.find(&request.datastore).await?;
     request.datastore = datastore.id.into();
-    app.start(Method::POST, "/v1/imports", Some(&request), wait.wait).await
+    // what is promised by it, only the source tells
+    let limited = datastore.policy.overcommit_limit != model::Threshold::NONE;
+    let mut source: Option<ImportSource> = None;
+    if !stream && (change.dry_run || limited) {
+        let path = "/v1/imports/source";
+        source = Some(app.node.call(Method::POST, path, Some(&request)).await?);
+    }
+    if change.dry_run {
+        let known = app.index.read();
+        let told = estimate::import(&request, source.as_ref(), &datastore, &known);
+        return Ok(estimate::answer(told));
+    }
+    if let Some(source) = source {
+        app.may_promise(&datastore, source.size).await?;
+    }
+    let path = "/v1/imports";
+    Ok(app.start(Method::POST, path, Some(&request), change.wait).await?.into_response())
 }
 
 /// Write a volume, or a snapshot of it, into files on the node's host

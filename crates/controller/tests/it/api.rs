@@ -255,3 +255,39 @@ async fn an_operator_says_how_much_may_be_promised_and_what_is_an_alarm() {
     let left: Vec<model::Alarm> = client.list("/api/v1/alarms").await.expect("alarms");
     assert_eq!(left, []);
 }
+
+#[tokio::test]
+async fn a_dry_run_of_a_snapshot_says_what_it_reserves_and_how_many_are_left() {
+    let world = World::with_datastore().await;
+    for name in ["thin", "other"] {
+        world.volume(name).await;
+    }
+    let mut fixed = volume("fixed");
+    fixed["kind"] = json!("fixed");
+    world.done("/api/v1/volumes", &fixed).await;
+    world.done("/api/v1/snapshots", &json!({ "name": "taken", "volumes": ["other"] })).await;
+    let tried = async |body: Value| {
+        let path = "/api/v1/snapshots?dry_run=true";
+        world.client().call::<_, Estimate>(Method::POST, path, Some(&body)).await.expect("told")
+    };
+    let told = tried(json!({ "name": "s", "volumes": ["thin"] })).await;
+    assert_eq!((told.takes.bytes(), &told.refused), (0, &None));
+    assert!(told.summary.contains("takes next to nothing now, and can have 31 more"), "{told:?}");
+    let told = tried(json!({ "name": "s", "volumes": ["other"] })).await;
+    assert!(told.summary.contains("can have 30 more"), "{told:?}");
+    let told = tried(json!({ "name": "s", "volumes": ["thin", "fixed"] })).await;
+    assert_eq!(told.takes.bytes(), 1 << 30, "only one of them reserves");
+    assert!(told.summary.contains("reserves its 1 GiB once more"), "{told:?}");
+    let told = tried(json!({ "name": "s", "volumes": ["fixed"], "unreserved": true })).await;
+    assert_eq!(told.takes.bytes(), 0);
+    let told = tried(json!({ "name": "taken", "volumes": ["thin", "other"] })).await;
+    assert_eq!(told.refused.map(|p| p.code), Some(Code::NameTaken));
+    for n in 1..32 {
+        let body = json!({ "name": format!("n{n}"), "volumes": ["other"] });
+        world.done("/api/v1/snapshots", &body).await;
+    }
+    let told = tried(json!({ "name": "s", "volumes": ["thin", "other"] })).await;
+    assert_eq!(told.refused.map(|p| p.code), Some(Code::SnapshotLimit));
+    let volumes: Vec<Volume> = world.client().list("/api/v1/volumes").await.expect("a list");
+    assert_eq!(volumes.iter().map(|v| v.snapshots).sum::<u32>(), 32, "nothing was made");
+}

@@ -18,7 +18,7 @@ use model::{
     Change, Code, CreateDatastore, CreateSnapshot, CreateVolume, Datastore, DatastoreKind,
     DatastoreState, Event, Name, NodeInfo, ObjectKind, ObjectRef, Operation, Problem, PutSchedule,
     Reference, RunSchedule, Schedule, ScheduleRule, Scheduled, Size, Snapshot, Space,
-    StoreFeatures, Task, TaskOrigin, TaskState, Timestamp, Uuid, Volume, VolumeKind, VolumeState,
+    StoreFeatures, Task, TaskOrigin, TaskState, Timestamp, Uuid, Volume, VolumeState,
 };
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, watch};
@@ -351,11 +351,12 @@ fn volume(request: &CreateVolume, datastore: Uuid, datastore_name: Name) -> Volu
         name: request.name.clone(),
         datastore,
         datastore_name,
-        kind: VolumeKind::Thin,
+        kind: request.kind,
         size: request.size,
         space: Space { provisioned: request.size, ..Space::default() },
         state: VolumeState::Disconnected,
         snapshots: 0,
+        waiting_merges: 0,
         current_snapshot: None,
         chain_length: 1,
         origin: None,

@@ -12,8 +12,8 @@ use export::{NbdAddress, NbdClient};
 use futures_channel::mpsc;
 use io::{BlockFile, ByteCount};
 use model::{
-    Change, Code, ExportFormat, ExportVolume, ImportFormat, ImportVolume, ObjectKind, ObjectRef,
-    Operation, Problem, Reference,
+    Change, Code, ExportFormat, ExportVolume, ImportFormat, ImportSource, ImportVolume, ObjectKind,
+    ObjectRef, Operation, Problem, Reference, Size,
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -84,7 +84,10 @@ impl Control {
         let catalog = store.catalog()?;
         progress.running("opening");
         let task = progress.id();
-        let opened = self.open_source(&request, &progress).await;
+        let opened = match request.source.as_str() {
+            STREAM => Ok(self.expect_stream(&request, &progress)),
+            _ => self.open_source(&request).await,
+        };
         let opened = opened.map_err(|problem| during(&request, problem));
         let made = match opened {
             Ok(mut opened) => {
@@ -107,14 +110,24 @@ impl Control {
         to_value(&view)
     }
 
-    async fn open_source(
-        &self,
-        request: &ImportVolume,
-        progress: &Rc<Progress>,
-    ) -> Outcome<Opened> {
+    /// What [`Self::import_volume`] would read; nothing is written. A stream tells nothing beforehand.
+    pub(crate) async fn import_source(&self, request: ImportVolume) -> Outcome<ImportSource> {
+        self.about_import(&request)?;
+        let opened = self.open_source(&request).await.map_err(|p| during(&request, p))?;
+        let size = |layer: &IncomingLayer| layer.size.map_or(0, |size| size.0);
+        let all = opened.layers.iter().map(size).fold(0, u64::saturating_add);
+        Ok(ImportSource {
+            size: Size::from_bytes(opened.layers.last().map_or(0, size)),
+            layers_size: Size::from_bytes(all),
+            stored: Size::from_bytes(opened.stored),
+            snapshots: opened.layers.into_iter().filter_map(|layer| layer.snapshot).collect(),
+        })
+    }
+
+    async fn open_source(&self, request: &ImportVolume) -> Outcome<Opened> {
         let source = request.source.as_str();
         if source == STREAM {
-            return Ok(self.expect_stream(request, progress));
+            return Err(Problem::new(Code::BadRequest, "A stream tells its size at its end."));
         }
         if source.starts_with("nbd://") || source.starts_with("nbd+unix://") {
             if !matches!(request.format, ImportFormat::Auto | ImportFormat::Raw) {

@@ -159,6 +159,7 @@ impl Control {
             space,
             state: self.volume_state(record.uuid),
             snapshots: count(record.snapshots.len()),
+            waiting_merges: count(record.ghosts().count()),
             current_snapshot: record.current.parent,
             chain_length: count(chain_length),
             origin,

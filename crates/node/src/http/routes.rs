@@ -43,6 +43,7 @@ pub(super) fn router(app: App) -> Router {
         .route("/v1/datastores/{id}/check", post(check))
         .route("/v1/volumes", get(volumes).post(create_volume))
         .route("/v1/imports", post(import))
+        .route("/v1/imports/source", post(import_source))
         .route("/v1/volumes/{id}/export", post(export))
         .route("/v1/volumes/{id}/data", get(download))
         .route("/v1/volumes/{id}", get(volume).patch(update_volume).delete(delete_volume))
@@ -322,6 +323,11 @@ async fn import(
         move |control, progress| control.import_volume(request, progress),
     )
     .await
+}
+
+async fn import_source(State(app): State<App>, Json(request): Json<ImportVolume>) -> Answer {
+    let found = app.ask(move |control| async move { control.import_source(request).await });
+    Ok(ok(&found.await?))
 }
 
 async fn export(

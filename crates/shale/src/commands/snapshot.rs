@@ -15,9 +15,12 @@ impl Session {
             format!("/api/v1/volumes/{}/snapshots/{}", segment(volume), segment(name))
         };
         match command {
-            Snapshot::Create { name, volumes, no_reserve, waiting } => {
+            Snapshot::Create { name, volumes, no_reserve, tried, waiting } => {
                 let body = CreateSnapshot { name, volumes, unreserved: no_reserve };
                 let path = "/api/v1/snapshots";
+                if self.tried(&tried, Method::POST, path, Some(&body)).await? {
+                    return Ok(());
+                }
                 let Some(task) = self.change(Method::POST, path, Some(&body), &waiting).await?
                 else {
                     return Ok(());

@@ -3,7 +3,7 @@
 use controller::client::Method;
 use model::{Code, ExportVolume, ImportVolume, Problem, Reference, Task};
 
-use crate::grammar::Waiting;
+use crate::grammar::{Try, Waiting};
 use crate::session::{Session, segment};
 
 /// Standard input, or standard output.
@@ -13,11 +13,17 @@ impl Session {
     pub(super) async fn import(
         &self,
         mut body: ImportVolume,
+        tried: &Try,
         waiting: &Waiting,
     ) -> Result<(), Problem> {
         const PATH: &str = "/api/v1/imports";
         if body.source != PIPE {
             body.source = absolute(&body.source)?;
+        }
+        if self.tried(tried, Method::POST, PATH, Some(&body)).await? {
+            return Ok(());
+        }
+        if body.source != PIPE {
             let task = self.change(Method::POST, PATH, Some(&body), waiting).await?;
             return self.made::<model::Volume>(task);
         }

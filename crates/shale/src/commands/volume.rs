@@ -96,12 +96,13 @@ impl Session {
                 kind,
                 chain,
                 allow_backing,
+                tried,
                 waiting,
             } => {
                 let source = from;
                 let body =
                     ImportVolume { name, datastore, source, format, kind, chain, allow_backing };
-                self.import(body, &waiting).await
+                self.import(body, &tried, &waiting).await
             }
             Volume::Export {
                 name,
