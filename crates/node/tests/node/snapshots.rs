@@ -172,3 +172,44 @@ fn templates() {
         "refused"
     );
 }
+
+/// Whatever a controller believes: for a schedule only its own snapshots go, and none with clones on it.
+#[test]
+fn a_schedule_deletes_only_what_it_made_and_nothing_that_clones_need() {
+    let (host, store) = Host::with_store();
+    let web = host.api.volume(&store, "web", 16 * MIB);
+    let at = |path: &str| format!("/v1/volumes/{web}/{path}");
+    let since = "2026-11-26T00:00:00.000Z";
+    let schedule = json!({ "schedule": { "hourly": 2 }, "since": since });
+    host.api.done("PUT", &at("schedule"), &schedule);
+    host.api.connect(&web);
+    let run = |name: &str| {
+        let body = json!({ "name": name, "rules": ["hourly"], "at": "2026-11-26T01:00:00.000Z" });
+        id(&host.api.post(&at("schedule/run"), &body)["snapshots"][0])
+    };
+    let (one, two) = (run("one"), run("two"));
+    let body = json!({ "name": "mine", "volumes": [web] });
+    let mine = id(&host.api.post("/v1/snapshots", &body)["snapshots"][0]);
+    let body = json!({ "names": ["clone"], "linked": true, "snapshot": two });
+    host.api.post(&at("clone"), &body);
+
+    let retire = |snapshot: &str| at(&format!("schedule/snapshots/{snapshot}"));
+    assert_eq!(host.api.refused("DELETE", &retire(&mine), &Value::Null), "refused");
+    assert_eq!(host.api.refused("DELETE", &retire(&two), &Value::Null), "has-dependents");
+    host.api.done("DELETE", &retire(&one), &Value::Null);
+    let now = host.api.get(&format!("/v1/volumes/{web}"));
+    assert_eq!((&now["snapshots"], &now["waiting_merges"]), (&json!(2), &json!(1)), "{now}");
+    assert_eq!(now["schedule"]["rules"][0]["last"], "2026-11-26T01:00:00.000Z");
+    // the tasks say what began them
+    let tasks = host.api.get("/v1/tasks");
+    let of_schedule = |operation: &str| {
+        let all = tasks.as_array().expect("a list").iter();
+        all.filter(|t| t["operation"] == operation && t["origin"] == "schedule").count()
+    };
+    assert_eq!((of_schedule("snapshot-create"), of_schedule("snapshot-delete")), (2, 2));
+    host.api.disconnect(&web);
+    // the policy is gone: so are its runs
+    host.api.done("PUT", &at("schedule"), &json!({ "since": since }));
+    let body = json!({ "name": "late", "rules": ["hourly"], "at": since });
+    assert_eq!(host.api.refused("POST", &at("schedule/run"), &body), "bad-request");
+}
