@@ -276,9 +276,10 @@ fn full_copies_keep_holes_and_are_cancelled_whole() {
         let node = lab.open().await;
         node.create("web", 100 * MIB, VolumeKind::Thin).await;
         node.write("web", 4096, 3).await;
+        node.write("web", 8192, 3).await;
         let target = |name: &str| CopyTarget { name: name.into(), kind: None, template: false };
         let from = source(&node, "web", None);
-        let cancel = CancelAfter(3.into());
+        let cancel = CancelAfter(1.into());
         let error = node.catalog.copy_full(from, target("no"), &cancel).await.unwrap_err();
         assert_eq!(error.code, Code::Cancelled);
         node.assert_sound("cancelled").await;
