@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod guest;
+pub mod model;
 pub mod mount;
 pub mod need;
 pub mod process;

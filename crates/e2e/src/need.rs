@@ -29,6 +29,8 @@ pub const TOOLS: &[(&str, &str)] = &[
     ("/usr/lib/syslinux/mbr/mbr.bin", "syslinux-common"),
     ("/usr/bin/setpriv", "util-linux"),
     ("/bin/mount", "mount"),
+    ("/usr/bin/unshare", "util-linux"),
+    ("/usr/sbin/xfs_io", "xfsprogs"),
     ("/usr/bin/systemd-analyze", "systemd"),
 ];
 

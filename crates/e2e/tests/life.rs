@@ -1,7 +1,10 @@
 //! The life of volumes, snapshots, clones and templates, with data that other tools write and read.
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use e2e::Shale;
+use e2e::process::{Signal, poll_until, signal};
 use e2e::shale::exit;
 use e2e::tools::{self, Fill};
 
@@ -118,6 +121,26 @@ fn a_snapshot_can_be_read_while_the_volume_is_written() -> Result<()> {
     tools::expect(&frozen.uri, &[fill(1, 0, 8 * MIB), fill(0, 8 * MIB, 8 * MIB)])?;
     tools::expect(&live.uri, &[fill(1, 0, 4 * MIB), fill(2, 4 * MIB, 8 * MIB)])?;
     ensure!(tools::write(&frozen.uri, &[fill(3, 0, MIB)]).is_err(), "a snapshot took a write");
+    // whoever read the snapshot goes, and the guest of the volume does not notice
+    shale.cli(&["volume", "disconnect", "web", "--snapshot", "before"])?;
+    ensure!(tools::expect(&frozen.uri, &[fill(1, 0, MIB)]).is_err(), "the snapshot is still there");
+    tools::write(&live.uri, &[fill(4, 0, MIB)])
+}
+
+#[test]
+fn a_guest_finds_its_volume_again_also_under_another_name() -> Result<()> {
+    let shale = Shale::start()?;
+    shale.datastore("fast")?;
+    shale.volume("web", "fast", "16M")?;
+    let connection = shale.connect("web")?;
+    tools::write(&connection.uri, &[fill(1, 0, MIB)])?;
+    shale.cli(&["volume", "rename", "web", "shop"])?;
+    signal(shale.node_pid()?, Signal::KILL)?;
+    // as a guest does: the address that it was given
+    let seen = || Ok(tools::expect(&connection.uri, &[fill(1, 0, MIB)]).ok());
+    poll_until(Duration::from_secs(20), seen, || "the volume to be back".to_owned())?;
+    let shown = shale.json(&["volume", "show", "shop"])?;
+    ensure!(shown["connections"][0]["uri"] == connection.uri.as_str(), "{shown}");
     Ok(())
 }
 

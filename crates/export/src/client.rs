@@ -406,6 +406,23 @@ impl NbdClient {
         Ok(())
     }
 
+    /// Makes a range read as zero; with `keep` its space is kept.
+    ///
+    /// # Errors
+    /// If the server does not offer it or fails to, or the connection fails.
+    ///
+    /// # Panics
+    /// If the range is empty or does not lie within the export.
+    pub fn zero(&mut self, at: u64, len: u32, keep: bool) -> NbdResult<()> {
+        self.check(at, u64::from(len));
+        if self.flags & export_flag::SEND_WRITE_ZEROES == 0 {
+            return Err(protocol("it does not offer write-zeroes"));
+        }
+        let flags = if keep { command_flag::NO_HOLE } else { 0 };
+        let cookie = self.request(command::WRITE_ZEROES, flags, at, len)?;
+        self.ended("zero", cookie)
+    }
+
     /// Makes durable what was written.
     ///
     /// # Errors

@@ -48,6 +48,10 @@ pub(crate) struct Entry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) log_id: Option<Uuid>,
     pub(crate) boot_id: Uuid,
+    /// The export's name: what its guest asks for when it comes back, whatever the volume is called by
+    /// then. Absent in files of versions that did not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) export: Option<String>,
     /// Of connections without a log: what tells whether the volume was written meanwhile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) witness: Option<String>,
@@ -105,6 +109,7 @@ mod tests {
             generation: 7,
             log_id: None,
             boot_id: Uuid::from_u128(4),
+            export: Some("web".into()),
             witness: None,
             phase,
         };

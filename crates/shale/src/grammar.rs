@@ -290,9 +290,12 @@ pub(crate) enum Volume {
         #[command(flatten)]
         waiting: Waiting,
     },
-    /// Close the ways to a volume
+    /// Close the ways to a volume, or the one to a snapshot of it
     Disconnect {
         name: Reference,
+        /// Only the connection of this snapshot; the others go on
+        #[arg(long)]
+        snapshot: Option<Reference>,
         #[command(flatten)]
         waiting: Waiting,
     },

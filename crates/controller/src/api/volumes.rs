@@ -30,6 +30,15 @@ pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(clone))
 }
 
+/// Which connections are closed.
+#[derive(Clone, Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct Closing {
+    /// Only the connection of this snapshot: name or UUID; absent: all connections of the volume.
+    #[serde(default)]
+    pub(crate) snapshot: Option<String>,
+}
+
 /// Which volumes.
 #[derive(Clone, Debug, Default, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -212,23 +221,31 @@ async fn connect(
     app.start(Method::POST, &path, Some(&request), wait.wait).await
 }
 
-/// Close the ways to a volume
+/// Close the ways to a volume, or the one to a snapshot of it
 ///
 /// Needs the role operator.
 #[utoipa::path(post, path = "/api/v1/volumes/{volume}/disconnect",
     operation_id = "disconnect_volume", tag = "volumes",
-    params(Wait, ("volume" = String, Path, description = "name or UUID")),
+    params(Wait, Closing, ("volume" = String, Path, description = "name or UUID")),
     responses((status = 202, body = Task), (status = 200, body = Task),
         (status = "default", body = Problem, content_type = "application/problem+json")))]
 async fn disconnect(
     _: May<Operate>,
     State(app): State<Arc<App>>,
     Path(volume): Path<String>,
+    Query(closing): Query<Closing>,
     Query(wait): Query<Wait>,
 ) -> Answer<Accepted> {
     let found = app.volume(&volume).await?;
+    let snapshot = match &closing.snapshot {
+        Some(wanted) => Some(
+            app.find_snapshot(&found, &reference(model::ObjectKind::Snapshot, wanted)?).await?.id,
+        ),
+        None => None,
+    };
     let path = format!("/v1/volumes/{}/disconnect", found.id);
-    app.start(Method::POST, &path, None::<&()>, wait.wait).await
+    let body = serde_json::json!({ "snapshot": snapshot });
+    app.start(Method::POST, &path, Some(&body), wait.wait).await
 }
 
 /// Make linked clones or full copies, all or none

@@ -188,6 +188,7 @@ impl Control {
             generation: plan.log.as_ref().map_or(0, |log| log.generation),
             log_id: plan.log.as_ref().map(|log| log.log_id),
             boot_id: self.shared.boot,
+            export: Some(record.name.clone()),
             witness: self.witness(&opened, volume, &plan).await,
             phase: Phase::Open,
         };
@@ -606,7 +607,8 @@ impl Control {
             (None, port) => Place::Tcp(port.unwrap_or_default()),
         };
         let home = self.quietest_home();
-        if let Err(problem) = self.open_chain(opened, &plan, entry.id(), &record.name, home).await {
+        let export = entry.export.as_ref().unwrap_or(&record.name);
+        if let Err(problem) = self.open_chain(opened, &plan, entry.id(), export, home).await {
             self.release(&opened.catalog, &plan).await;
             return Err(problem);
         }

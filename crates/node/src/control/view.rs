@@ -217,9 +217,10 @@ impl Control {
 
     pub(super) fn connection_view(&self, link: &Link) -> Connection {
         let entry = link.entry();
-        let name = self
-            .find_if(entry.volume)
-            .map_or_else(|| entry.volume.to_string(), |(_, record)| record.name);
+        let name = entry.export.clone().unwrap_or_else(|| {
+            let found = self.find_if(entry.volume);
+            found.map_or_else(|| entry.volume.to_string(), |(_, record)| record.name)
+        });
         let socket = entry.socket.as_ref().map(|path| path.display().to_string());
         let uri = match (&socket, entry.tcp_port) {
             (Some(path), _) => format!("nbd+unix:///{name}?socket={}", percent_encoded(path)),

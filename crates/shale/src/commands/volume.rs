@@ -79,10 +79,15 @@ impl Session {
                     Err(_another_version) => output::row(self.format, &task),
                 }
             }
-            Volume::Disconnect { name, waiting } => {
-                let path = format!("{}/disconnect", at(&name));
+            Volume::Disconnect { name, snapshot, waiting } => {
+                let mut path = format!("{}/disconnect", at(&name));
+                let mut what = format!("volume '{name}'");
+                if let Some(snapshot) = &snapshot {
+                    path.push_str(&format!("?snapshot={}", segment(snapshot)));
+                    what = format!("snapshot '{snapshot}' of {what}");
+                }
                 let task = self.change(Method::POST, &path, None::<&()>, &waiting).await?;
-                self.done(task, &format!("volume '{name}' is disconnected"))
+                self.done(task, &format!("{what} is disconnected"))
             }
             Volume::Clone { name, copies, snapshot, tried, waiting } => {
                 let Copies { full, is_full, linked: _ } = copies;
