@@ -28,6 +28,8 @@ struct Seen {
     template: bool,
     on: Option<Uuid>,
     snapshots: BTreeMap<Uuid, (String, u64, Option<Uuid>)>,
+    /// Where guests reach it.
+    uri: Option<String>,
 }
 
 /// What died.
@@ -95,7 +97,11 @@ fn look(rest: &Rest) -> Result<BTreeMap<Uuid, Seen>> {
                 let (name, size) = (text(&point, "name")?, number(&point, "size")?);
                 snapshots.insert(text(&point, "id")?.parse()?, (name, size, parent));
             }
+            let ways = found["connections"].as_array().into_iter().flatten();
+            let uri =
+                ways.filter(|way| way["snapshot"].is_null()).find_map(|way| way["uri"].as_str());
             let seen = Seen {
+                uri: uri.map(str::to_owned),
                 name: text(&found, "name")?,
                 size: number(&found, "size")?,
                 kind: serde_json::from_value(found["kind"].clone())?,
@@ -110,11 +116,17 @@ fn look(rest: &Rest) -> Result<BTreeMap<Uuid, Seen>> {
 }
 
 /// Settles the deed that was interrupted: it happened wholly, or not at all.
-fn reconcile(ledger: &mut Ledger, seen: &BTreeMap<Uuid, Seen>) -> Result<()> {
+fn reconcile(ledger: &mut Ledger, seen: &BTreeMap<Uuid, Seen>, died: Died) -> Result<()> {
     let Some(pending) = ledger.pending.take() else { return Ok(()) };
     let shown = format!("{pending:?}").chars().take(120).collect::<String>();
     match pending {
         Pending::Other => {}
+        Pending::Connect { volume } => {
+            let found = seen.get(&volume).context("a volume")?;
+            if let Some(known) = ledger.volumes.get_mut(&volume).filter(|_| died != Died::Machine) {
+                known.uri.clone_from(&found.uri);
+            }
+        }
         Pending::Make { names, like } => {
             let made: Vec<_> = seen.iter().filter(|(_, s)| names.contains(&s.name)).collect();
             ensure!(made.is_empty() || made.len() == names.len(), "half of {names:?} were made");
@@ -144,7 +156,7 @@ fn reconcile(ledger: &mut Ledger, seen: &BTreeMap<Uuid, Seen>) -> Result<()> {
             if let (Some(known), Some(found)) = (ledger.volumes.get_mut(&volume), seen.get(&volume))
                 && found.kind == kind
             {
-                known.kind = kind;
+                known.converted(kind);
             }
         }
         Pending::Freeze { volume, name } => {
@@ -201,7 +213,7 @@ fn reconcile(ledger: &mut Ledger, seen: &BTreeMap<Uuid, Seen>) -> Result<()> {
     Ok(())
 }
 
-fn compare(ledger: &Ledger, seen: &BTreeMap<Uuid, Seen>) -> Result<()> {
+fn compare(ledger: &Ledger, seen: &BTreeMap<Uuid, Seen>, died: Died) -> Result<()> {
     let names = |all: &mut dyn Iterator<Item = String>| all.collect::<BTreeSet<_>>();
     let found = names(&mut seen.values().map(|s| s.name.clone()));
     let known = names(&mut ledger.volumes.values().map(|v| v.name.clone()));
@@ -212,7 +224,8 @@ fn compare(ledger: &Ledger, seen: &BTreeMap<Uuid, Seen>) -> Result<()> {
             && found.size == volume.size()
             && found.kind == volume.kind
             && found.template == volume.template
-            && (found.on == volume.on || volume.template);
+            && (found.on == volume.on || volume.template)
+            && (found.uri == volume.uri || died == Died::Machine);
         ensure!(same, "{found:?} is there, known is {}", shape(volume));
         let points: BTreeMap<Uuid, (String, u64, Option<Uuid>)> = volume
             .snapshots
@@ -229,11 +242,11 @@ fn compare(ledger: &Ledger, seen: &BTreeMap<Uuid, Seen>) -> Result<()> {
 }
 
 fn shape(volume: &Volume) -> String {
-    let Volume { name, blocks, kind, template, on, origin, .. } = volume;
+    let Volume { name, blocks, kind, template, on, origin, uri, .. } = volume;
     let points: Vec<_> =
         volume.snapshots.iter().map(|(id, p)| (id, &p.name, p.blocks, p.parent)).collect();
     format!(
-        "{name}: {blocks} blocks, {kind}, template {template}, on {on:?}, of {origin:?}, {points:?}"
+        "{name}: {blocks} blocks, {kind}, template {template}, on {on:?}, of {origin:?}, {points:?}, {uri:?}"
     )
 }
 
@@ -280,8 +293,8 @@ pub(super) fn everything(rest: &Rest, shared: &Shared, died: Died) -> Result<()>
     {
         let seen = look(rest)?;
         let mut ledger = shared.ledger();
-        reconcile(&mut ledger, &seen)?;
-        compare(&ledger, &seen)?;
+        reconcile(&mut ledger, &seen, died)?;
+        compare(&ledger, &seen, died)?;
     }
     let volumes = shared.ledger().volumes.clone();
     // a template cannot be connected: what is deployed of it tells

@@ -184,7 +184,7 @@ impl Deeds<'_> {
         let Some(id) = self.any(|v| !v.template) else { return Ok(None) };
         let connected = self.volume(id).uri.is_some();
         let refusals: &[Code] = if connected { &[Code::Connected] } else { &[] };
-        self.begin(Pending::Other);
+        self.begin(Pending::Connect { volume: id });
         let path = format!("{VOLUMES}/{id}/connect");
         let outcome = self.rest.change(Method::POST, &path, Some(&json!({})));
         let mut uri = None;
@@ -208,7 +208,7 @@ impl Deeds<'_> {
             volume.uri.take()
         };
         let refusals: &[Code] = if was.is_none() { &[Code::NotConnected] } else { &[] };
-        self.begin(Pending::Other);
+        self.begin(Pending::Connect { volume: id });
         let path = format!("{VOLUMES}/{id}/disconnect");
         let outcome = self.rest.change(Method::POST, &path, None);
         let busy = matches!(&outcome, Err(problem) if problem.code == Code::Busy);
@@ -374,7 +374,7 @@ impl Deeds<'_> {
     }
 
     fn copy(&mut self) -> Result<Option<Went>> {
-        let Some(volume) = self.any(|v| v.blocks < 64) else { return Ok(None) };
+        let Some(volume) = self.any(|v| !v.template && v.blocks < 64) else { return Ok(None) };
         let known = self.volume(volume);
         let kind = self.kind();
         let refusals: &[Code] = if known.uri.is_some() { &[Code::Connected] } else { &[] };
@@ -483,7 +483,7 @@ impl Deeds<'_> {
         let rewritten = known.kind != kind;
         let went = self.settle("convert", outcome, refusals, |ledger, _| {
             if let Some(volume) = ledger.volumes.get_mut(&volume).filter(|_| rewritten) {
-                volume.kind = kind;
+                volume.converted(kind);
             }
         })?;
         Ok(Some(went))

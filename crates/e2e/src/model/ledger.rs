@@ -90,6 +90,10 @@ pub(super) enum Pending {
         volume: Uuid,
         snapshot: Uuid,
     },
+    /// A way to the volume is opened or closed.
+    Connect {
+        volume: Uuid,
+    },
     /// Nothing of it shows.
     Other,
 }
@@ -130,6 +134,14 @@ impl Volume {
         if self.on == Some(snapshot) {
             self.on = gone.parent;
         }
+    }
+
+    /// It became one of another kind; a fixed one is written anew and stands on nothing.
+    pub(super) fn converted(&mut self, kind: VolumeKind) {
+        if kind == VolumeKind::Fixed && self.kind != kind {
+            self.origin = None;
+        }
+        self.kind = kind;
     }
 
     /// A snapshot of what it is.
