@@ -9,10 +9,11 @@
 //!        ├── need     what a test asks of the machine; a missing thing is a clear failure
 //!        ├── tools    qemu-img and qemu-io on a connected volume
 //!        ├── mount    a small file system of its own, for full stores
+//!        ├── model    random lives of a system against a model in memory
 //!        └── process  children that end with their owner
 //! ```
 //!
-//! Nothing here knows how Shale works inside: it may use only what a user could.
+//! Nothing here knows how Shale works inside: it uses only what a user could, and what guests may expect.
 #![forbid(unsafe_code)]
 
 pub mod guest;

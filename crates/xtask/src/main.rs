@@ -66,6 +66,15 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         sim: Vec<OsString>,
     },
+    /// Random lives of a real system, killed and cut off its power, against a model; as root.
+    Model {
+        /// How long.
+        #[arg(long, default_value_t = 60)]
+        minutes: u32,
+        /// Passed on to the model, for example one seed to run again.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        model: Vec<OsString>,
+    },
 }
 
 fn main() -> Result<()> {
@@ -99,6 +108,14 @@ fn main() -> Result<()> {
         }
         Task::Ci => gate::run(),
         Task::Fuzz { seconds, targets } => fuzz::run(seconds, &targets),
+        Task::Model { minutes, model } => {
+            packages::install()?;
+            let binary = build("release")?;
+            let mut run =
+                cargo(&["run", "--quiet", "--release", "-p", "e2e", "--bin", "model", "--"]);
+            run.args(["--minutes", &minutes.to_string()]).args(model);
+            show(run.env("SHALE_BIN", binary))
+        }
         Task::Sim { seeds, sim } => show(
             cargo(&["run", "--quiet", "--release", "-p", "sim", "--"])
                 .args(["--seeds", &seeds.to_string()])
