@@ -43,6 +43,7 @@ pub(super) enum Died {
     Machine,
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
 fn plain(problem: Problem) -> anyhow::Error {
     anyhow::anyhow!("{} ({})", problem.detail, problem.code)
 }

@@ -326,7 +326,7 @@ impl Deeds<'_> {
         path: &str,
         mut body: Value,
         names: Vec<String>,
-        like: Volume,
+        like: &Volume,
         refusals: &[Code],
     ) -> Result<Went> {
         self.begin(Pending::Make { names: names.clone(), like: like.clone() });
@@ -370,7 +370,7 @@ impl Deeds<'_> {
         let count = 1 + self.dice(2);
         let (names, path) = (self.names(count), format!("{VOLUMES}/{volume}/clone"));
         let body = json!({"linked": true, "snapshot": snapshot});
-        self.make("clone", &path, body, names, like, &[]).map(Some)
+        self.make("clone", &path, body, names, &like, &[]).map(Some)
     }
 
     fn copy(&mut self) -> Result<Option<Went>> {
@@ -381,7 +381,7 @@ impl Deeds<'_> {
         let like = Volume::new("", known.blocks, kind, &known.history.content());
         let (names, path) = (self.names(1), format!("{VOLUMES}/{volume}/clone"));
         let body = json!({"linked": false, "kind": kind});
-        self.make("copy", &path, body, names, like, refusals).map(Some)
+        self.make("copy", &path, body, names, &like, refusals).map(Some)
     }
 
     fn deploy(&mut self) -> Result<Option<Went>> {
@@ -395,7 +395,7 @@ impl Deeds<'_> {
             true => json!({"linked": true}),
             false => json!({"linked": false, "kind": "thin"}),
         };
-        self.make("deploy", &path, body, names, like, &[]).map(Some)
+        self.make("deploy", &path, body, names, &like, &[]).map(Some)
     }
 
     fn grow(&mut self) -> Result<Option<Went>> {
