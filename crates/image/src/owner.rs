@@ -174,8 +174,11 @@ impl OwnerMap {
     #[must_use]
     pub fn memory(&self) -> usize {
         let chunks = self.chunks.iter().flatten().count().saturating_mul(CHUNK.saturating_mul(8));
-        let tables = self.tables.iter().flatten().count().saturating_mul(SECTORS);
-        chunks.saturating_add(tables)
+        let tables = self.tables.iter().flatten().map(|table| {
+            let sources = table.sources.capacity().saturating_mul(size_of::<Source>());
+            SECTORS.saturating_add(sources)
+        });
+        chunks.saturating_add(tables.sum())
     }
 
     fn word(&self, block: BlockIndex) -> u64 {
@@ -267,14 +270,22 @@ impl OwnerMap {
                 self.set_word(block, word_of(BlockState::Whole(layer.source)));
                 return;
             }
+            let known = table.sources.len();
             let id = table.id_of(layer.source);
             let visible = layer.visible.min(BLOCK_SECTORS);
+            let mut owns = false;
             for (sector, owner) in (0..visible).zip(table.owners.iter_mut()) {
                 if *owner == 0 && layer.owned.is_none_or(|bits| bits.get(sector)) {
                     *owner = id;
+                    owns = true;
                 }
             }
+            if !owns {
+                // Hidden by the layers above: it takes neither memory nor a number.
+                table.sources.truncate(known);
+            }
         }
+        table.sources.shrink_to_fit();
         self.forget(block);
         self.put_table(block, table);
     }
@@ -423,6 +434,26 @@ mod tests {
         let mut map = OwnerMap::new(10);
         map.resolve(B, [LayerBlock { source: source(0), owned: None, visible: 100 }]);
         assert_eq!(map.run_at(B, 100, 4096).map(|r| (r.len, r.place)), Some((3996, Place::Zero)));
+    }
+
+    #[test]
+    fn hidden_layers_take_neither_memory_nor_a_number() {
+        let (mut low, mut next) = (Bitmap::empty(), Bitmap::empty());
+        low.set_range(0, 1);
+        next.set_range(1, 1);
+        let mut map = OwnerMap::new(10);
+        let hidden = (0..300).map(|slot| (slot, &low));
+        map.resolve(
+            B,
+            hidden.chain([(300, &next)]).map(|(slot, owned)| LayerBlock {
+                source: source(slot),
+                owned: Some(owned),
+                visible: 4096,
+            }),
+        );
+        let below = Place::Data { slot: Slot(300), at: Sector(source(300).data.0 + 1) };
+        assert_eq!(map.run_at(B, 1, 2).map(|run| run.place), Some(below));
+        assert_eq!(map.memory(), CHUNK * 8 + SECTORS + 2 * size_of::<Source>());
     }
 
     #[test]
