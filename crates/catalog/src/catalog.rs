@@ -4,7 +4,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use datastore::{Access, FileStore, Kind, ObjectName, Version};
+use datastore::{Access, Content, FileStore, Kind, ObjectName, Version};
+use futures_util::stream::{self as streams, Stream, StreamExt as _};
 use io::ByteCount;
 use uuid::Uuid;
 
@@ -20,6 +21,9 @@ use crate::record::{Record, Snapshot, VolumeRecord, is_name};
 use crate::segments::Tip;
 use crate::tree::{Broken, Node, Tree};
 use crate::txn;
+
+/// Objects that are looked at side by side when a catalog is opened.
+const LOOKS: usize = 32;
 
 /// The index in memory: nothing in it that a scan of the datastore would not give again.
 #[derive(Debug, Default)]
@@ -44,6 +48,10 @@ struct Inner {
     locks: Locks,
     state: RefCell<State>,
 }
+
+/// What every layer of a datastore took at one moment.
+#[derive(Clone, Debug)]
+pub struct Measured(pub(crate) BTreeMap<Uuid, ByteCount>);
 
 /// The catalog of one datastore; clones are handles of the same.
 #[derive(Clone)]
@@ -188,8 +196,15 @@ impl Catalog {
     /// # Errors
     /// `not-found`, or if the datastore fails.
     pub async fn snapshot_tree(&self, volume: Uuid) -> Result<Vec<SnapshotNode>> {
+        self.snapshot_tree_by(volume, &self.measure().await?)
+    }
+
+    /// The same by a measurement that is there.
+    ///
+    /// # Errors
+    /// `not-found`.
+    pub fn snapshot_tree_by(&self, volume: Uuid, measured: &Measured) -> Result<Vec<SnapshotNode>> {
         let record = self.volume(volume)?;
-        let used = self.used_by_layer().await?;
         let mut nodes = Vec::new();
         let mut next: Vec<(Option<Uuid>, usize)> = vec![(None, 0)];
         while let Some((parent, depth)) = next.pop() {
@@ -209,7 +224,7 @@ impl Catalog {
                     children,
                     is_current_parent: record.current.parent == Some(snapshot.uuid),
                     clones: self.clones_on(volume, &snapshot.tip),
-                    used: used_by(&used, snapshot.tip.layers()),
+                    used: used_by(&measured.0, snapshot.tip.layers()),
                 });
             }
             next.extend(roots.iter().rev().map(|id| (Some(*id), 0)));
@@ -231,9 +246,24 @@ impl Catalog {
     /// # Errors
     /// `not-found`, or if the datastore fails.
     pub async fn usage(&self, volume: Uuid) -> Result<VolumeUsage> {
-        let record = self.volume(volume)?;
-        let used = self.used_by_layer().await?;
-        Ok(usage_of(&record, &used))
+        self.usage_by(volume, &self.measure().await?)
+    }
+
+    /// The same by a measurement that is there.
+    ///
+    /// # Errors
+    /// `not-found`.
+    pub fn usage_by(&self, volume: Uuid, measured: &Measured) -> Result<VolumeUsage> {
+        Ok(usage_of(&self.volume(volume)?, &measured.0))
+    }
+
+    /// Looks once at what every layer takes: whoever asks about many volumes asks by one measurement,
+    /// because each costs a look at every file of the datastore.
+    ///
+    /// # Errors
+    /// If the datastore fails.
+    pub async fn measure(&self) -> Result<Measured> {
+        Ok(Measured(self.used_by_layer().await?))
     }
 
     /// Space of the datastore.
@@ -510,7 +540,8 @@ async fn load_intents(store: &dyn FileStore, state: &mut State) -> Result<Vec<In
     let mut intents = Vec::new();
     for info in store.list(Kind::Intent).await? {
         let Some(id) = info.name.id() else { continue };
-        let Some(bytes) = get_or_note(store, info.name, state).await? else { continue };
+        let got = store.get(&info.name).await;
+        let Some(bytes) = kept_or_noted(info.name, got, state) else { continue };
         match Intent::decode(id, &bytes) {
             Ok(intent) => intents.push(intent),
             Err(error) => state.unreadable.push((info.name, error.message)),
@@ -520,37 +551,54 @@ async fn load_intents(store: &dyn FileStore, state: &mut State) -> Result<Vec<In
 }
 
 /// An object's bytes; one that cannot be read, or is too long to be one of ours, is noted.
-async fn get_or_note(
-    store: &dyn FileStore,
+fn kept_or_noted(
     name: ObjectName,
+    got: datastore::Result<Option<Content>>,
     state: &mut State,
-) -> Result<Option<Vec<u8>>> {
-    match store.get(&name).await {
-        Ok(None) => Ok(None),
+) -> Option<Vec<u8>> {
+    match got {
+        Ok(None) => None,
         Ok(Some((version, bytes))) => {
             if let ObjectName::Record(id) = name {
                 state.versions.insert(id, version);
             }
-            Ok(Some(bytes))
+            Some(bytes)
         }
         // One object that cannot be read must not take the others away.
         Err(error) => {
             tracing::warn!(object = %name, %error, "an object cannot be read");
             state.unreadable.push((name, error.to_string()));
-            Ok(None)
+            None
         }
     }
 }
 
+/// Looks at many objects with some looks under way at a time; answers come in the order of `names`, so
+/// what an opening finds does not depend on which look ends first.
+fn at_once<N, T>(
+    names: impl Iterator<Item = N>,
+    look: impl AsyncFn(N) -> T,
+) -> impl Stream<Item = T> {
+    let look = Rc::new(look);
+    streams::iter(names)
+        .map(move |name| {
+            let look = Rc::clone(&look);
+            async move { look(name).await }
+        })
+        .buffered(LOOKS)
+}
+
 async fn load_records(store: &dyn FileStore, state: &mut State) -> Result<()> {
     let mut sets = Vec::new();
-    for info in store.list(Kind::Record).await? {
-        let Some(id) = info.name.id() else { continue };
-        let Some(bytes) = get_or_note(store, info.name, state).await? else { continue };
+    let names = store.list(Kind::Record).await?.into_iter().map(|info| info.name);
+    let mut found = std::pin::pin!(at_once(names, async |name| (name, store.get(&name).await)));
+    while let Some((name, got)) = found.next().await {
+        let Some(id) = name.id() else { continue };
+        let Some(bytes) = kept_or_noted(name, got, state) else { continue };
         match Record::decode(id, &bytes) {
             Ok(Record::Volume(volume)) => drop(state.volumes.insert(id, volume)),
             Ok(Record::Set(set)) => sets.push(set),
-            Err(error) => state.unreadable.push((info.name, error.message)),
+            Err(error) => state.unreadable.push((name, error.message)),
         }
     }
     // A set that is still there is newer than its members.
@@ -575,9 +623,11 @@ async fn load_records(store: &dyn FileStore, state: &mut State) -> Result<()> {
 
 async fn load_sessions(store: &dyn FileStore, state: &mut State) -> Result<()> {
     let volumes: Vec<Uuid> = state.volumes.keys().copied().collect();
-    for volume in volumes {
+    let look = async |volume| (volume, store.get(&ObjectName::Cell(volume)).await);
+    let mut found = std::pin::pin!(at_once(volumes.into_iter(), look));
+    while let Some((volume, got)) = found.next().await {
         let name = ObjectName::Cell(volume);
-        let Some(bytes) = get_or_note(store, name, state).await? else { continue };
+        let Some(bytes) = kept_or_noted(name, got, state) else { continue };
         match Cell::decode(volume, &bytes) {
             Ok(Cell::Volume(cell)) => drop(state.sessions.insert(volume, cell)),
             Ok(Cell::Layer(_)) => state.unreadable.push((name, "it is the cell of a layer".into())),
@@ -598,11 +648,12 @@ async fn load_layers(store: &dyn FileStore, state: &mut State) -> Result<()> {
     // Of those the record may be ahead.
     let rewrites = state.open.values().flat_map(|intent| &intent.rewrites);
     let growing: BTreeSet<Uuid> = rewrites.map(|rewrite| rewrite.layer).collect();
-    for info in store.list(Kind::Layer).await? {
-        let Some(id) = info.name.id() else { continue };
-        let is_fixed = fixed.contains(&id);
+    let layers = store.list(Kind::Layer).await?.into_iter().filter_map(|info| info.name.id());
+    let look = async |id| (id, read_node(store, id, fixed.contains(&id)).await);
+    let mut found = std::pin::pin!(at_once(layers, look));
+    while let Some((id, read)) = found.next().await {
         let known = sizes.get(&id).filter(|_| !growing.contains(&id));
-        match read_node(store, id, is_fixed).await {
+        match read {
             Ok(node) if known.is_some_and(|(size, _)| *size != node.size) => {
                 let (size, name) = known.expect("it was looked at");
                 let problem =

@@ -49,7 +49,7 @@ pub use api::{
     DiffExtent, Finding, LayerRef, LeafSpace, LogIdentity, LogPlan, NewVolume, PendingMerge,
     Recovered, Settled, Severity, SnapshotNode, SnapshotSet, Source, StoreUsage, VolumeUsage,
 };
-pub use catalog::Catalog;
+pub use catalog::{Catalog, Measured};
 pub use cell::{Cell, LayerCell, LayerState, VolumeCell};
 pub use env::{Env, NothingRuns, Progress, Running, Unwatched};
 pub use error::{CatalogError, Code, Named, Result};

@@ -6,7 +6,7 @@ use io::ByteCount;
 use uuid::Uuid;
 
 use crate::api::{LeafSpace, Settled, SnapshotSet};
-use crate::catalog::{Catalog, State, check_name, find_snapshot, refuse_template};
+use crate::catalog::{Catalog, Measured, State, check_name, find_snapshot, refuse_template};
 use crate::env::Progress;
 use crate::error::{CatalogError, Code, Named, Result};
 use crate::intent::NewLayer;
@@ -341,14 +341,26 @@ impl Catalog {
     /// # Errors
     /// `not-found`, or if the datastore fails.
     pub async fn snapshot_delete_cost(&self, volume: Uuid, snapshot: Uuid) -> Result<ByteCount> {
+        self.snapshot_delete_cost_by(volume, snapshot, &self.measure().await?)
+    }
+
+    /// The same by a measurement that is there.
+    ///
+    /// # Errors
+    /// `not-found`.
+    pub fn snapshot_delete_cost_by(
+        &self,
+        volume: Uuid,
+        snapshot: Uuid,
+        measured: &Measured,
+    ) -> Result<ByteCount> {
         let record = self.volume(volume)?;
         let tip = find_snapshot(&record, snapshot)?.tip.clone();
-        let used = self.used_by_layer().await?;
         Ok(self.with(|state| {
             let moved = tip.layers().iter().map(|layer| {
                 let mut children = state.tree.children(*layer);
                 match (children.next(), children.next()) {
-                    (Some(child), None) => moves(state, &used, child),
+                    (Some(child), None) => moves(state, &measured.0, child),
                     (None | Some(_), _) => 0,
                 }
             });

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use catalog::VolumeRecord;
+use catalog::{Catalog, Measured, VolumeRecord};
 use model::{
     Connection, Datastore, DatastoreKind, DatastoreState, Name, Origin, Protocol, Size, Snapshot,
     Space, StoreFeatures, Template, Timestamp, Volume, VolumeKind, VolumeState,
@@ -127,8 +127,9 @@ impl Control {
         let mut views = Vec::new();
         for store in self.all_stores() {
             let Ok(catalog) = store.catalog() else { continue };
+            let measured = measure(&store).await;
             for record in catalog.volumes().iter().filter(|record| !record.template) {
-                views.push(self.volume_view(&store, record).await);
+                views.push(self.volume_view_by(&store, record, measured.as_ref()));
             }
         }
         views
@@ -140,7 +141,17 @@ impl Control {
     }
 
     pub(super) async fn volume_view(&self, store: &Store, record: &VolumeRecord) -> Volume {
-        let space = self.volume_space(store, record).await;
+        let measured = measure(store).await;
+        self.volume_view_by(store, record, measured.as_ref())
+    }
+
+    fn volume_view_by(
+        &self,
+        store: &Store,
+        record: &VolumeRecord,
+        measured: Option<&Measured>,
+    ) -> Volume {
+        let space = volume_space(store, record, measured);
         let origin = record.origin.as_ref().filter(|origin| origin.linked).map(|origin| Origin {
             id: origin.volume,
             name: self.find_if(origin.volume).map(|(_, source)| wire_name(&source.name)),
@@ -169,25 +180,6 @@ impl Control {
             task: self.task_on(record.uuid),
             revision: record.revision,
             created: Timestamp::from_unix_ms(record.created),
-        }
-    }
-
-    async fn volume_space(&self, store: &Store, record: &VolumeRecord) -> Space {
-        let Ok(catalog) = store.catalog() else { return Space::default() };
-        match catalog.usage(record.uuid).await {
-            Ok(usage) => Space {
-                total: Size::from_bytes(0),
-                free: Size::from_bytes(0),
-                provisioned: size(usage.provisioned),
-                reserved: size(usage.reserved),
-                used: size(usage.used),
-                reclaimable: usage.reclaimable.map(size),
-            },
-            Err(error) => {
-                // Deleted meanwhile, or its layers cannot be looked at: then its size is what is known.
-                tracing::debug!(volume = %record.uuid, %error, "no usage");
-                Space { provisioned: Size::from_bytes(record.size), ..Space::default() }
-            }
         }
     }
 
@@ -245,8 +237,14 @@ impl Control {
         }
         for store in self.all_stores() {
             let Ok(catalog) = store.catalog() else { continue };
-            for record in catalog.volumes() {
-                self.snapshots_of(&store, &record, &mut views).await?;
+            let with_snapshots: Vec<VolumeRecord> =
+                catalog.volumes().into_iter().filter(|r| !r.snapshots.is_empty()).collect();
+            if with_snapshots.is_empty() {
+                continue;
+            }
+            let measured = catalog.measure().await.map_err(super::catalog_problem)?;
+            for record in with_snapshots {
+                snapshots_by(&catalog, &record, &measured, &mut views)?;
             }
         }
         Ok(views)
@@ -262,25 +260,8 @@ impl Control {
             return Ok(());
         }
         let catalog = store.catalog()?;
-        let tree = catalog.snapshot_tree(record.uuid).await.map_err(super::catalog_problem)?;
-        for node in tree {
-            let cost = catalog.snapshot_delete_cost(record.uuid, node.snapshot.uuid).await;
-            views.push(Snapshot {
-                id: node.snapshot.uuid,
-                name: wire_name(&node.snapshot.name),
-                volume: record.uuid,
-                volume_name: wire_name(&record.name),
-                parent: node.snapshot.parent,
-                size: Size::from_bytes(node.snapshot.size),
-                used: size(node.used),
-                merge_bytes: cost.ok().map(size),
-                set: node.snapshot.set,
-                scheduled: node.snapshot.scheduled.as_ref().map(super::schedules::wire_made_for),
-                clones: count(node.clones.len()),
-                created: Timestamp::from_unix_ms(node.snapshot.created),
-            });
-        }
-        Ok(())
+        let measured = catalog.measure().await.map_err(super::catalog_problem)?;
+        snapshots_by(&catalog, record, &measured, views)
     }
 
     pub(crate) async fn list_templates(&self) -> Vec<Template> {
@@ -308,10 +289,64 @@ impl Control {
             datastore_name: wire_name(store.name()),
             kind: wire_kind(record.kind),
             size: Size::from_bytes(record.size),
-            used: self.volume_space(store, record).await.used,
+            used: volume_space(store, record, measure(store).await.as_ref()).used,
             clones: count(clones),
             created: Timestamp::from_unix_ms(record.created),
         }
+    }
+}
+
+fn snapshots_by(
+    catalog: &Catalog,
+    record: &VolumeRecord,
+    measured: &Measured,
+    views: &mut Vec<Snapshot>,
+) -> Outcome<()> {
+    let tree = catalog.snapshot_tree_by(record.uuid, measured);
+    // Deleted during the measurement: it has no snapshots any more.
+    let tree = match tree {
+        Err(error) if error.code == catalog::Code::NotFound => return Ok(()),
+        tree => tree.map_err(super::catalog_problem)?,
+    };
+    for node in tree {
+        let cost = catalog.snapshot_delete_cost_by(record.uuid, node.snapshot.uuid, measured);
+        views.push(Snapshot {
+            id: node.snapshot.uuid,
+            name: wire_name(&node.snapshot.name),
+            volume: record.uuid,
+            volume_name: wire_name(&record.name),
+            parent: node.snapshot.parent,
+            size: Size::from_bytes(node.snapshot.size),
+            used: size(node.used),
+            merge_bytes: cost.ok().map(size),
+            set: node.snapshot.set,
+            scheduled: node.snapshot.scheduled.as_ref().map(super::schedules::wire_made_for),
+            clones: count(node.clones.len()),
+            created: Timestamp::from_unix_ms(node.snapshot.created),
+        });
+    }
+    Ok(())
+}
+
+/// One look at what the layers of a datastore take. None: they cannot be looked at.
+async fn measure(store: &Store) -> Option<Measured> {
+    let measured = store.catalog().ok()?.measure().await;
+    measured.inspect_err(|error| tracing::debug!(store = %store.id(), %error, "no usage")).ok()
+}
+
+/// Of one that was deleted meanwhile, or cannot be looked at, the size is what is known.
+fn volume_space(store: &Store, record: &VolumeRecord, measured: Option<&Measured>) -> Space {
+    let Ok(catalog) = store.catalog() else { return Space::default() };
+    match measured.and_then(|measured| catalog.usage_by(record.uuid, measured).ok()) {
+        Some(usage) => Space {
+            total: Size::from_bytes(0),
+            free: Size::from_bytes(0),
+            provisioned: size(usage.provisioned),
+            reserved: size(usage.reserved),
+            used: size(usage.used),
+            reclaimable: usage.reclaimable.map(size),
+        },
+        None => Space { provisioned: Size::from_bytes(record.size), ..Space::default() },
     }
 }
 
