@@ -6,6 +6,7 @@
 //!   depth        random reads through 1 layer and through 33
 //!   pause        snapshots under load, as the client sees them
 //!   create       a 1 TiB thin disk
+//!   scale        10,000 volumes on one datastore: lists, start, check, the API's answers
 //!        │
 //!        ├── blank        an empty file system for each run that allocates
 //!        ├── contestant   starts a server on an image and names its socket
@@ -26,6 +27,7 @@ mod depth;
 mod fio;
 mod pause;
 mod report;
+mod scale;
 mod stats;
 mod throughput;
 
@@ -53,12 +55,15 @@ pub(crate) struct Options {
     /// Rounds. With 6 the range of the paired ratios covers their median with 97 %.
     #[arg(long, default_value_t = 6)]
     rounds: usize,
-    /// Only these parts: throughput, memory, depth, pause, create.
+    /// Only these parts: throughput, memory, depth, pause, create, scale.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Only the cases whose name contains this.
     #[arg(long, default_value = "")]
     case: String,
+    /// Volumes of the part `scale`; at least 1000.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1000..))]
+    volumes: u64,
     /// Measure the peers alone.
     #[arg(long)]
     without_shale: bool,
@@ -98,6 +103,7 @@ const PARTS: &[Part] = &[
     ("depth", depth::measure),
     ("pause", pause::measure),
     ("create", create::measure),
+    ("scale", scale::measure),
 ];
 
 fn main() -> Result<()> {
