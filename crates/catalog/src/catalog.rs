@@ -290,6 +290,12 @@ impl Catalog {
         Ok(layers.iter().filter_map(|info| Some((info.name.id()?, info.used))).collect())
     }
 
+    /// The one of them that is possible on a volume, if any.
+    #[must_use]
+    pub fn pending_merge(&self, volume: Uuid) -> Option<PendingMerge> {
+        self.next_merge(volume)
+    }
+
     /// Merges that are possible now, or were paused or interrupted: run [`Catalog::settle`] on their
     /// volumes.
     #[must_use]

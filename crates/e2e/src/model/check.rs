@@ -255,6 +255,8 @@ fn shape(volume: &Volume) -> String {
 fn read_zones(uri: &str, blocks: u64) -> Result<Vec<(u64, Vec<u8>)>> {
     let attempt = || Ok(connect(uri).ok());
     let mut client = poll_until(LIMIT, attempt, || format!("{uri} to be served"))?;
+    // what is read below is durable: a guest may have written after its process came back
+    client.flush()?;
     let mut sectors = Vec::new();
     for (first, len) in zones(blocks) {
         let mut bytes = vec![0; usize::try_from(len * 512)?];
@@ -352,9 +354,7 @@ fn content(
             Died::Nothing | Died::Processes => history.after_kill(sector),
         };
         let value = recognise(&bytes, sector, &allowed).map_err(|what| anyhow::anyhow!(what))?;
-        if died != Died::Nothing || volume.uri.is_none() {
-            history.settle(sector, value);
-        }
+        history.settle(sector, value);
     }
     Ok(stays.then_some(uri))
 }

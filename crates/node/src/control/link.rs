@@ -720,7 +720,7 @@ impl Control {
     pub(super) fn settle_volume(self: &Rc<Self>, volume: Uuid) {
         let Some((store, _)) = self.find_if(volume) else { return };
         let Ok(catalog) = store.catalog() else { return };
-        if !catalog.pending_merges().iter().any(|merge| merge.volume == volume) {
+        if catalog.pending_merge(volume).is_none() {
             return;
         }
         let begun = self.begin(
