@@ -68,10 +68,10 @@ enum Task {
     },
     /// Random lives of a real system, killed and cut off its power, against a model; as root.
     Model {
-        /// How long.
-        #[arg(long, default_value_t = 60)]
-        minutes: u32,
-        /// Passed on to the model, for example one seed to run again.
+        /// How long; an hour, unless the seeds are named.
+        #[arg(long)]
+        minutes: Option<u32>,
+        /// Passed on to the model, for example one seed to run again: --first 7 --seeds 1.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         model: Vec<OsString>,
     },
@@ -113,7 +113,11 @@ fn main() -> Result<()> {
             let binary = build("release")?;
             let mut run =
                 cargo(&["run", "--quiet", "--release", "-p", "e2e", "--bin", "model", "--"]);
-            run.args(["--minutes", &minutes.to_string()]).args(model);
+            let named = model.iter().any(|word| word == "--seeds");
+            if let Some(minutes) = minutes.or((!named).then_some(60)) {
+                run.args(["--minutes", &minutes.to_string()]);
+            }
+            run.args(model);
             show(run.env("SHALE_BIN", binary))
         }
         Task::Sim { seeds, sim } => show(

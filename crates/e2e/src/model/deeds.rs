@@ -28,8 +28,8 @@ pub(super) enum Went {
     Done(&'static str),
     /// Refused, as it must be.
     Refused,
-    /// Something died meanwhile: the ledger has what is open.
-    Open,
+    /// It ended as only a death may end it, and the ledger has what is open: what it said.
+    Open(String),
 }
 
 /// Who acts, and on what.
@@ -108,7 +108,9 @@ impl Deeds<'_> {
                 Ok(Went::Done(what))
             }
             Ok(_) => bail!("{what}: done, and it must be refused with one of {refusals:?}"),
-            Err(problem) if is_death(&problem) => Ok(Went::Open),
+            Err(problem) if is_death(&problem) => {
+                Ok(Went::Open(format!("{what}: {} ({})", problem.detail, problem.code)))
+            }
             // merges after a disconnect hold a volume for a moment
             Err(problem) if problem.code == Code::Busy || refusals.contains(&problem.code) => {
                 ledger.pending = None;
@@ -263,7 +265,7 @@ impl Deeds<'_> {
                 if !unseen.is_empty() {
                     // the server died in between; a look at everything follows
                     self.begin(Pending::Snapshot { members: unseen, name });
-                    return Ok(Some(Went::Open));
+                    return Ok(Some(Went::Open("the server cannot be asked".to_owned())));
                 }
             }
             Went::Refused => {
@@ -273,7 +275,7 @@ impl Deeds<'_> {
                     }
                 }
             }
-            Went::Open => ensure!(!succeeded, "open and done"),
+            Went::Open(_) => ensure!(!succeeded, "open and done"),
         }
         Ok(Some(went))
     }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use controller::client::Method;
 use io::sim::SplitMix64;
 use serde_json::json;
@@ -120,19 +121,22 @@ fn one_life(
 ) -> Result<()> {
     let outside = machine.outside().to_owned();
     let (begun, begin) = channel::<()>();
+    // said before the first process dies: until then nothing may fail as if one had
+    let dying = AtomicBool::new(false);
     // the deeds go on, on this thread, while the killer waits on its own
     let killed = std::thread::scope(|scope| {
         let (died, dead) = channel::<()>();
-        let machine = &mut *machine;
+        let (machine, dying) = (&mut *machine, &dying);
         let killer = scope.spawn(move || {
             // the sender goes early where a deed went wrong
             let early = matches!(begin.recv_timeout(after), Err(RecvTimeoutError::Disconnected));
+            dying.store(true, Ordering::SeqCst);
             let killed = if early { Ok(()) } else { kill(machine, death) };
             drop(died);
             killed
         });
         let mut deeds = Deeds { rest, shared, rng: plan, outside: &outside, datastore: DATASTORE };
-        let acted = act(&mut deeds, &dead, shared, outcome);
+        let acted = act(&mut deeds, (dying, &dead), shared, outcome);
         drop(begun);
         let killed = killer.join().unwrap_or_else(|_panic| bail!("the killer failed"));
         acted.and(killed)
@@ -175,7 +179,7 @@ fn kill(machine: &mut Machine, death: Death) -> Result<()> {
 /// Deeds, one after the other, until one is left open by the death, or the death was between two.
 fn act(
     deeds: &mut Deeds<'_>,
-    dead: &Receiver<()>,
+    (dying, dead): (&AtomicBool, &Receiver<()>),
     shared: &Shared,
     outcome: &mut Outcome,
 ) -> Result<()> {
@@ -187,7 +191,8 @@ fn act(
             None => {}
             Some(Went::Done(what)) => *outcome.done.entry(what).or_default() += 1,
             Some(Went::Refused) => outcome.refused += 1,
-            Some(Went::Open) => {
+            Some(Went::Open(said)) => {
+                ensure!(dying.load(Ordering::SeqCst), "nothing died, and {said}");
                 outcome.open += 1;
                 // nothing more is begun before what is open was looked at
                 return match dead.recv() {
