@@ -290,18 +290,18 @@ impl Catalog {
         Ok(layers.iter().filter_map(|info| Some((info.name.id()?, info.used))).collect())
     }
 
-    /// The one of them that is possible on a volume, if any.
-    #[must_use]
-    pub fn pending_merge(&self, volume: Uuid) -> Option<PendingMerge> {
-        self.next_merge(volume)
-    }
-
     /// Merges that are possible now, or were paused or interrupted: run [`Catalog::settle`] on their
     /// volumes.
     #[must_use]
     pub fn pending_merges(&self) -> Vec<PendingMerge> {
         let volumes: Vec<Uuid> = self.with(|state| state.volumes.keys().copied().collect());
         volumes.into_iter().filter_map(|volume| self.next_merge(volume)).collect()
+    }
+
+    /// The one of them that is possible on a volume, if any.
+    #[must_use]
+    pub fn pending_merge(&self, volume: Uuid) -> Option<PendingMerge> {
+        self.next_merge(volume)
     }
 
     // -- for the operations ---------------------------------------------------------------------

@@ -47,10 +47,7 @@ impl DiskReader {
     pub(crate) async fn block(&mut self, block: u32) -> Result<Option<Vec<u8>>> {
         let (at, within) = self.layout.locate(block);
         let size = self.layout.size_of(at);
-        match self.segments.get_mut(at) {
-            Some(chain) => chain.block(within, size).await,
-            None => Ok(None),
-        }
+        self.segments.get_mut(at).expect("a block of the disk").block(within, size).await
     }
 
     /// The first block from `block` on of which anything is stored.
@@ -77,10 +74,8 @@ impl DiskWriter {
     pub(crate) async fn put(&mut self, mut chunk: Chunk) -> Result<()> {
         let (at, within) = self.layout.locate(chunk.block);
         chunk.block = within;
-        match self.segments.get_mut(at) {
-            Some(target) => target.put(&chunk).await,
-            None => Ok(()),
-        }
+        // Passed over, it would be lost without a word: whoever brings foreign blocks checks them.
+        self.segments.get_mut(at).expect("a block of the disk").put(&chunk).await
     }
 
     /// Writes the zeros that nothing brought, and completes every file, `layers`, as it was begun but

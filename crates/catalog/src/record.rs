@@ -472,3 +472,99 @@ pub fn is_name(name: &str) -> bool {
         && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
         && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(b))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Three segments of a block, and a snapshot of the time when there were two.
+    fn segmented() -> VolumeRecord {
+        let [a, b, c, d, e] = [1, 2, 3, 4, 5].map(Uuid::from_u128);
+        let snapshot = Snapshot {
+            uuid: Uuid::from_u128(9),
+            name: "s".into(),
+            created: 0,
+            parent: None,
+            tip: Tip::new(vec![a, b]),
+            size: BLOCK_BYTES + 512,
+            set: None,
+            scheduled: None,
+        };
+        VolumeRecord {
+            uuid: Uuid::from_u128(8),
+            name: "v".into(),
+            revision: 1,
+            operation: Uuid::nil(),
+            size: 2 * BLOCK_BYTES + 512,
+            kind: VolumeKind::Thin,
+            created: 0,
+            template: false,
+            origin: None,
+            current: Current {
+                tip: Tip::new(vec![c, d, e]),
+                parent: Some(snapshot.uuid),
+                unreserved: false,
+            },
+            snapshots: vec![snapshot],
+            layers: vec![a, b, c, d, e],
+            fixed_layers: vec![a],
+            segment: BLOCK_BYTES,
+            schedule: None,
+        }
+    }
+
+    #[test]
+    fn a_record_has_one_layer_for_each_segment_of_each_point_in_time() {
+        type Damage = fn(&mut VolumeRecord);
+        let whole = segmented();
+        let stored = Record::Volume(whole.clone()).encode();
+        assert_eq!(Record::decode(whole.uuid, &stored).unwrap(), Record::Volume(whole.clone()));
+        let [a, c, foreign] = [1, 3, 7].map(Uuid::from_u128);
+        assert!(whole.is_tip(a) && !whole.is_tip(foreign));
+        let damages: [(&str, Damage); 11] = [
+            ("a layer too few", |r| r.current.tip = Tip::new(r.current.tip.layers()[..2].to_vec())),
+            ("a layer too many", |r| r.snapshots[0].size = BLOCK_BYTES),
+            ("a size too large for its layers", |r| r.size += 2 * BLOCK_BYTES),
+            ("segments of nothing", |r| r.segment = 0),
+            ("segments of half a block", |r| r.segment = BLOCK_BYTES / 2),
+            ("segments that no VHD holds", |r| r.segment = MAX_SEGMENT + BLOCK_BYTES),
+            ("segments that end in a block", |r| r.segment += 512),
+            ("a foreign layer", |r| r.current.tip.replace(Uuid::from_u128(3), Uuid::from_u128(7))),
+            ("a foreign fixed layer", |r| r.fixed_layers.push(Uuid::from_u128(7))),
+            ("one layer for two segments", |r| {
+                r.current.tip.replace(Uuid::from_u128(4), Uuid::from_u128(3));
+            }),
+            ("one layer for two points in time", |r| {
+                r.current.tip.replace(Uuid::from_u128(3), Uuid::from_u128(1));
+            }),
+        ];
+        for (what, damage) in damages {
+            let mut damaged = whole.clone();
+            damage(&mut damaged);
+            let stored = Record::Volume(damaged).encode();
+            let error = Record::decode(whole.uuid, &stored).expect_err(what);
+            assert_eq!(error.code, Code::RecordUnreadable, "{what}");
+        }
+        assert!(whole.current.tip.contains(c));
+    }
+
+    #[test]
+    fn records_of_one_segment_stay_as_they_were_written() {
+        let layer = Uuid::from_u128(1);
+        let record = VolumeRecord {
+            size: 512,
+            snapshots: Vec::new(),
+            current: Current { tip: layer.into(), parent: None, unreserved: false },
+            layers: vec![layer],
+            fixed_layers: vec![layer],
+            segment: MAX_SEGMENT,
+            ..segmented()
+        };
+        let stored = Record::Volume(record.clone()).encode();
+        let value: serde_json::Value = serde_json::from_slice(&stored).unwrap();
+        assert_eq!(value["current"]["layer"], layer.to_string());
+        assert_eq!(value["fixed_layer"], layer.to_string());
+        assert!(value.get("segment").is_none() && value.get("schedule").is_none());
+        assert_eq!(Record::decode(record.uuid, &stored).unwrap(), Record::Volume(record));
+    }
+}
