@@ -143,7 +143,14 @@ impl Home {
         let store = opening.datastore.on(&self.ring);
         let mut disks = Vec::with_capacity(opening.segments.len());
         for at in 0..opening.segments.len() {
-            disks.push(self.open_segment(&store, &opening, at).await?);
+            match self.open_segment(&store, &opening, at).await {
+                Ok(disk) => disks.push(disk),
+                Err(problem) => {
+                    // What was opened must not go on by itself, nor keep its files from the next try.
+                    disks.iter().for_each(Disk::abandon);
+                    return Err(problem);
+                }
+            }
         }
         let disk = Volume::new(disks);
         let failed = Rc::new(Cell::new(false));

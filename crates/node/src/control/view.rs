@@ -127,8 +127,10 @@ impl Control {
         let mut views = Vec::new();
         for store in self.all_stores() {
             let Ok(catalog) = store.catalog() else { continue };
+            // Measured after: a volume that is made meanwhile comes with the next list, with its space.
+            let records = catalog.volumes();
             let measured = measure(&store).await;
-            for record in catalog.volumes().iter().filter(|record| !record.template) {
+            for record in records.iter().filter(|record| !record.template) {
                 views.push(self.volume_view_by(&store, record, measured.as_ref()));
             }
         }
@@ -244,7 +246,11 @@ impl Control {
             }
             let measured = catalog.measure().await.map_err(super::catalog_problem)?;
             for record in with_snapshots {
-                snapshots_by(&catalog, &record, &measured, &mut views)?;
+                match snapshots_by(&catalog, &record, &measured, &mut views) {
+                    // deleted while the files were looked at
+                    Err(problem) if problem.code == model::Code::NotFound => {}
+                    listed => listed?,
+                }
             }
         }
         Ok(views)
