@@ -36,6 +36,7 @@ mod role;
 mod schedule;
 mod size;
 mod task;
+mod text;
 mod time;
 mod tree;
 

@@ -13,6 +13,8 @@ use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::{RefOr, Schema};
 use uuid::Uuid;
 
+use crate::text::as_text;
+
 /// A validated name. Unique per datastore and object kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "String", into = "String")]
@@ -84,18 +86,7 @@ impl FromStr for Name {
     }
 }
 
-impl TryFrom<String> for Name {
-    type Error = NameError;
-    fn try_from(text: String) -> Result<Self, NameError> {
-        Self::new(text)
-    }
-}
-
-impl From<Name> for String {
-    fn from(name: Name) -> Self {
-        name.0
-    }
-}
+as_text!(Name);
 
 /// How a caller names an object: by UUID, by name, or by `DATASTORE/NAME` where the same name
 /// exists on several datastores.
@@ -152,12 +143,7 @@ impl FromStr for Reference {
     }
 }
 
-impl TryFrom<String> for Reference {
-    type Error = NameError;
-    fn try_from(text: String) -> Result<Self, NameError> {
-        text.parse()
-    }
-}
+as_text!(Reference);
 
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -166,12 +152,6 @@ impl fmt::Display for Reference {
             Self::Name(name) => write!(f, "{name}"),
             Self::Qualified { datastore, name } => write!(f, "{datastore}/{name}"),
         }
-    }
-}
-
-impl From<Reference> for String {
-    fn from(reference: Reference) -> Self {
-        reference.to_string()
     }
 }
 

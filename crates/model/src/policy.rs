@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::text::as_text;
 use crate::{Code, Problem, Size};
 
 /// A share of a datastore's size in tenths of a percent, `10%`, `3.3%`, `300%`; or `none`, switched off.
@@ -78,18 +79,7 @@ impl FromStr for Threshold {
     }
 }
 
-impl TryFrom<String> for Threshold {
-    type Error = ThresholdError;
-    fn try_from(text: String) -> Result<Self, ThresholdError> {
-        text.parse()
-    }
-}
-
-impl From<Threshold> for String {
-    fn from(threshold: Threshold) -> Self {
-        threshold.to_string()
-    }
-}
+as_text!(Threshold);
 
 /// When a datastore is an alarm, and what it refuses. It is the operator's, kept by the controller, not
 /// by the datastore.

@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::object::words;
+use crate::text::as_text;
 use crate::{Code, Name, Problem, Timestamp};
 
 /// Most snapshots a volume may have, layers of deleted ones that wait for their merge included.
@@ -146,18 +147,7 @@ impl FromStr for TimeOfDay {
     }
 }
 
-impl TryFrom<String> for TimeOfDay {
-    type Error = TimeOfDayError;
-    fn try_from(text: String) -> Result<Self, TimeOfDayError> {
-        text.parse()
-    }
-}
-
-impl From<TimeOfDay> for String {
-    fn from(time: TimeOfDay) -> Self {
-        time.to_string()
-    }
-}
+as_text!(TimeOfDay);
 
 /// `PUT /volumes/{volume}/schedule`: takes the place of the schedule that the volume has. It begins
 /// with the next moment after now.
