@@ -76,8 +76,8 @@ pub struct SnapshotNode {
     pub children: Vec<Uuid>,
     /// Whether what the volume is now stands on it.
     pub is_current_parent: bool,
-    /// Volumes that are linked clones of it.
-    pub clones: Vec<Named>,
+    /// How many volumes are linked clones of it.
+    pub clones: usize,
     /// Bytes that only its own layer holds.
     pub used: ByteCount,
 }
@@ -222,6 +222,17 @@ pub struct VolumeUsage {
     pub used: ByteCount,
     /// What a reclaim would give back; None until measured.
     pub reclaimable: Option<ByteCount>,
+}
+
+/// How many objects a datastore holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Volumes that are no templates.
+    pub volumes: usize,
+    /// Templates.
+    pub templates: usize,
+    /// Snapshots of all of them.
+    pub snapshots: usize,
 }
 
 /// Space of the datastore, as the sum over its volumes and as measured.

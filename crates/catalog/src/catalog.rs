@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use datastore::{Access, Content, FileStore, Kind, ObjectName, Version};
+use futures_util::lock::Mutex;
 use futures_util::stream::{self as streams, Stream, StreamExt as _};
-use io::ByteCount;
 use uuid::Uuid;
 
-use crate::api::{PendingMerge, Recovered, SnapshotNode, Source, StoreUsage, VolumeUsage, named};
+use crate::api::{Counts, PendingMerge, Recovered, SnapshotNode, Source, named};
 use crate::cell::{Cell, VolumeCell};
 use crate::connect::Connection;
 use crate::env::{Env, Running};
@@ -19,6 +19,7 @@ use crate::layer;
 use crate::locks::{Held, Locks, Names, Pace};
 use crate::record::{Record, Snapshot, VolumeRecord, is_name};
 use crate::segments::Tip;
+use crate::space::{Ledger, Measured};
 use crate::tree::{Broken, Node, Tree};
 use crate::txn;
 
@@ -39,6 +40,8 @@ pub(crate) struct State {
     pub(crate) unreadable: Vec<(ObjectName, String)>,
     /// Layers whose headers cannot be read.
     pub(crate) damaged: BTreeMap<Uuid, String>,
+    /// What the volumes took when they were looked at last.
+    pub(crate) ledger: Ledger,
 }
 
 struct Inner {
@@ -47,11 +50,9 @@ struct Inner {
     running: Rc<dyn Running>,
     locks: Locks,
     state: RefCell<State>,
+    /// Held while the ledger is brought up: what was looked at earlier never replaces what was later.
+    measuring: Mutex<()>,
 }
-
-/// What every layer of a datastore took at one moment.
-#[derive(Clone, Debug)]
-pub struct Measured(pub(crate) BTreeMap<Uuid, ByteCount>);
 
 /// The catalog of one datastore; clones are handles of the same.
 #[derive(Clone)]
@@ -105,8 +106,10 @@ impl Catalog {
         }
         load_sessions(&*store, &mut state).await?;
         load_layers(&*store, &mut state).await?;
+        let locks = Locks::default();
+        locks.touch(state.volumes.keys().copied());
         let state = RefCell::new(state);
-        let inner = Inner { store, env, running, locks: Locks::default(), state };
+        let inner = Inner { store, env, running, locks, state, measuring: Mutex::new(()) };
         Ok((Self(Rc::new(inner)), recovered))
     }
 
@@ -116,6 +119,19 @@ impl Catalog {
         let mut all: Vec<_> = self.with(|state| state.volumes.values().cloned().collect());
         all.sort_by(|a: &VolumeRecord, b| a.name.cmp(&b.name));
         all
+    }
+
+    /// How many volumes, templates and snapshots there are.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.with(|state| {
+            let mut counts = Counts::default();
+            for record in state.volumes.values() {
+                *(if record.template { &mut counts.templates } else { &mut counts.volumes }) += 1;
+                counts.snapshots += record.snapshots.len();
+            }
+            counts
+        })
     }
 
     /// One volume or template.
@@ -177,17 +193,9 @@ impl Catalog {
     #[must_use]
     pub fn dependents(&self, volume: Uuid) -> Vec<Named> {
         self.with(|state| {
-            let own = |layer: Uuid| state.tree.get(layer).is_some_and(|n| n.owner == Some(volume));
-            let mut owners = BTreeSet::new();
-            for (_, node) in state.tree.layers() {
-                if node.owner != Some(volume) && node.parent.is_some_and(own) {
-                    owners.extend(node.owner);
-                }
-            }
-            let mut all: Vec<Named> =
-                owners.iter().filter_map(|id| state.volumes.get(id)).map(named).collect();
-            all.sort_by(|a, b| a.name.cmp(&b.name));
-            all
+            let own = state.volumes.get(&volume);
+            let owners = own.map(|record| state.owners_above(volume, &record.layers));
+            state.named(&owners.unwrap_or_default())
         })
     }
 
@@ -196,7 +204,8 @@ impl Catalog {
     /// # Errors
     /// `not-found`, or if the datastore fails.
     pub async fn snapshot_tree(&self, volume: Uuid) -> Result<Vec<SnapshotNode>> {
-        self.snapshot_tree_by(volume, &self.measure().await?)
+        let record = self.volume(volume)?;
+        self.snapshot_tree_by(volume, &self.measure_for(&record).await?)
     }
 
     /// The same by a measurement that is there.
@@ -223,8 +232,8 @@ impl Catalog {
                     depth,
                     children,
                     is_current_parent: record.current.parent == Some(snapshot.uuid),
-                    clones: self.clones_on(volume, &snapshot.tip),
-                    used: used_by(&measured.0, snapshot.tip.layers()),
+                    clones: self.with(|s| s.owners_above(volume, snapshot.tip.layers()).len()),
+                    used: measured.used_by(snapshot.tip.layers()),
                 });
             }
             next.extend(roots.iter().rev().map(|id| (Some(*id), 0)));
@@ -232,62 +241,14 @@ impl Catalog {
         Ok(nodes)
     }
 
-    fn clones_on(&self, volume: Uuid, tip: &Tip) -> Vec<Named> {
-        self.with(|state| {
-            let children = tip.layers().iter().flat_map(|layer| state.tree.children(*layer));
-            let owners = children.filter_map(|child| state.tree.get(child)?.owner);
-            let foreign: BTreeSet<Uuid> = owners.filter(|owner| *owner != volume).collect();
-            foreign.iter().filter_map(|id| state.volumes.get(id)).map(named).collect()
-        })
-    }
-
-    /// Space of one volume.
-    ///
-    /// # Errors
-    /// `not-found`, or if the datastore fails.
-    pub async fn usage(&self, volume: Uuid) -> Result<VolumeUsage> {
-        self.usage_by(volume, &self.measure().await?)
-    }
-
-    /// The same by a measurement that is there.
+    /// Linked clones that stand on a snapshot, by name.
     ///
     /// # Errors
     /// `not-found`.
-    pub fn usage_by(&self, volume: Uuid, measured: &Measured) -> Result<VolumeUsage> {
-        Ok(usage_of(&self.volume(volume)?, &measured.0))
-    }
-
-    /// Looks once at what every layer takes: whoever asks about many volumes asks by one measurement,
-    /// because each costs a look at every file of the datastore.
-    ///
-    /// # Errors
-    /// If the datastore fails.
-    pub async fn measure(&self) -> Result<Measured> {
-        Ok(Measured(self.used_by_layer().await?))
-    }
-
-    /// Space of the datastore.
-    ///
-    /// # Errors
-    /// If the datastore fails.
-    pub async fn store_usage(&self) -> Result<StoreUsage> {
-        let by_layer = self.used_by_layer().await?;
-        let space = self.store().space().await?;
-        let mut sum = StoreUsage { total: space.total, free: space.free, ..StoreUsage::default() };
-        for record in self.volumes() {
-            let one = usage_of(&record, &by_layer);
-            sum.provisioned.0 = sum.provisioned.0.saturating_add(one.provisioned.0);
-            sum.reserved.0 = sum.reserved.0.saturating_add(one.reserved.0);
-            sum.used.0 = sum.used.0.saturating_add(one.used.0);
-        }
-        let taken = space.used_by_store.0.saturating_add(space.overhead.0);
-        sum.other = ByteCount(taken.saturating_sub(sum.used.0));
-        Ok(sum)
-    }
-
-    pub(crate) async fn used_by_layer(&self) -> Result<BTreeMap<Uuid, ByteCount>> {
-        let layers = self.store().list(Kind::Layer).await?;
-        Ok(layers.iter().filter_map(|info| Some((info.name.id()?, info.used))).collect())
+    pub fn clones_of(&self, volume: Uuid, snapshot: Uuid) -> Result<Vec<Named>> {
+        let record = self.volume(volume)?;
+        let tip = &find_snapshot(&record, snapshot)?.tip;
+        Ok(self.with(|state| state.named(&state.owners_above(volume, tip.layers()))))
     }
 
     /// Merges that are possible now, or were paused or interrupted: run [`Catalog::settle`] on their
@@ -316,6 +277,10 @@ impl Catalog {
 
     pub(crate) fn running(&self) -> &dyn Running {
         &*self.0.running
+    }
+
+    pub(crate) fn measuring(&self) -> &Mutex<()> {
+        &self.0.measuring
     }
 
     pub(crate) fn locks(&self) -> &Locks {
@@ -391,12 +356,19 @@ impl Catalog {
             )
             .hint("choose another name")
         };
-        for (at, name) in names.iter().enumerate() {
+        let mut new = BTreeSet::new();
+        for name in names {
             check_name(name)?;
-            let known = self.with(|state| state.volumes.values().any(|v| v.name == *name));
-            if known || names.iter().take(at).any(|other| other == name) {
+            if !new.insert(name.as_str()) {
                 return Err(taken(name));
             }
+        }
+        let known = self.with(|state| {
+            let mut all = state.volumes.values().map(|volume| volume.name.as_str());
+            all.find(|name| new.contains(name)).map(str::to_owned)
+        });
+        if let Some(name) = known {
+            return Err(taken(&name));
         }
         let first = names.first().map_or("", String::as_str);
         self.0.locks.name(names).ok_or_else(|| taken(first))
@@ -505,6 +477,20 @@ fn may_not_sweep(unreadable: &[(ObjectName, String)]) -> CatalogError {
 }
 
 impl State {
+    /// Other volumes than `volume` that own layers which stand on `layers`.
+    fn owners_above(&self, volume: Uuid, layers: &[Uuid]) -> BTreeSet<Uuid> {
+        let children = layers.iter().flat_map(|layer| self.tree.children(*layer));
+        let owners = children.filter_map(|child| self.tree.get(child)?.owner);
+        owners.filter(|owner| *owner != volume).collect()
+    }
+
+    fn named(&self, volumes: &BTreeSet<Uuid>) -> Vec<Named> {
+        let records = volumes.iter().filter_map(|id| self.volumes.get(id));
+        let mut all: Vec<Named> = records.map(named).collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
     /// Every layer that a record names.
     pub(crate) fn named_layers(&self) -> BTreeSet<Uuid> {
         self.volumes.values().flat_map(|volume| volume.layers.iter().copied()).collect()
@@ -523,22 +509,6 @@ impl State {
             }
         }
         sizes
-    }
-}
-
-/// What `layers` take together.
-pub(crate) fn used_by(used: &BTreeMap<Uuid, ByteCount>, layers: &[Uuid]) -> ByteCount {
-    ByteCount(layers.iter().filter_map(|layer| used.get(layer)).map(|used| used.0).sum())
-}
-
-fn usage_of(record: &VolumeRecord, used: &BTreeMap<Uuid, ByteCount>) -> VolumeUsage {
-    let used = used_by(used, &record.layers).0;
-    let reserved = if record.reserves() { record.size.saturating_sub(used) } else { 0 };
-    VolumeUsage {
-        provisioned: ByteCount(record.size),
-        reserved: ByteCount(reserved),
-        used: ByteCount(used),
-        reclaimable: None,
     }
 }
 

@@ -314,6 +314,24 @@ impl Catalog {
         Ok(())
     }
 
+    /// Whether the sums that are kept are those of the files; a sentence for each that is not. For
+    /// tests, while nothing changes.
+    ///
+    /// # Errors
+    /// If the datastore fails.
+    pub async fn audit_accounts(&self) -> Result<Vec<String>> {
+        let kept = self.store_usage().await?;
+        let measured = self.measure().await?;
+        let (mut used, mut provisioned) = (0, 0);
+        for record in self.volumes() {
+            used += measured.used_by(&record.layers).0;
+            provisioned += record.size;
+        }
+        let same = (kept.used.0, kept.provisioned.0) == (used, provisioned);
+        let sentence = format!("{kept:?} is kept, {used} bytes of {provisioned} are used");
+        Ok(if same { Vec::new() } else { vec![sentence] })
+    }
+
     async fn audit_cells(
         &self,
         records: &BTreeMap<Uuid, VolumeRecord>,

@@ -153,6 +153,7 @@ impl Catalog {
             true => self.close_session(volume).await,
             false => Ok(()),
         };
+        self.locks().touch(writes.then_some(volume));
         let over = self.with_mut(|state| state.connections.remove(&connection));
         drop(over);
         result

@@ -17,7 +17,7 @@ use io::{ByteCount, ByteRange, Clear, Durability, Effort, ExtentKind, IoBuf, Req
 use uuid::Uuid;
 
 use crate::api::{Conversion, ConversionWay};
-use crate::catalog::{Catalog, refuse_template, used_by};
+use crate::catalog::{Catalog, refuse_template};
 use crate::content::DiskReader;
 use crate::env::Progress;
 use crate::error::{CatalogError, Code, Named, Result};
@@ -42,8 +42,8 @@ impl Catalog {
         let record = self.volume(volume)?;
         refuse_template(&record, "convert")?;
         self.can_hold(kind)?;
-        let used = self.used_by_layer().await?;
-        let used_by = |layers: &[Uuid]| used_by(&used, layers).0;
+        let measured = self.measure_for(&record).await?;
+        let used_by = |layers: &[Uuid]| measured.used_by(layers).0;
         let leaves = used_by(record.current.tip.layers());
         let loses = if kind == VolumeKind::Fixed && record.kind != kind {
             record.snapshots.len()

@@ -11,7 +11,7 @@ use io::{BlockFile, ByteCount, ByteRange, IoBuf};
 use uuid::Uuid;
 
 use crate::api::{CopyTarget, DiffExtent, Source};
-use crate::catalog::{Catalog, find_snapshot, used_by};
+use crate::catalog::{Catalog, find_snapshot};
 use crate::content::DiskReader;
 use crate::env::Progress;
 use crate::error::{CatalogError, Code, Result};
@@ -115,8 +115,7 @@ impl Catalog {
         let kind = target.kind.unwrap_or(record.kind);
         self.can_hold(kind)?;
         let names = self.take_names(std::slice::from_ref(&target.name))?;
-        let used = self.used_by_layer().await?;
-        let stored = used_by(&used, &layers).0;
+        let stored = self.measure_layers(layers.iter().copied()).await?.used_by(&layers).0;
         let title = format!("copy {} to {}", record.name, target.name);
         let needed = match kind {
             VolumeKind::Thin => stored.min(size),

@@ -38,6 +38,7 @@ mod resize;
 mod schedule;
 mod segments;
 mod snapshots;
+mod space;
 mod target;
 mod templates;
 mod tree;
@@ -45,11 +46,12 @@ mod txn;
 mod volumes;
 
 pub use api::{
-    CheckReport, ConnectPlan, ConnectRequest, Conversion, ConversionWay, CopyTarget, Deploy,
-    DiffExtent, Finding, LayerRef, LeafSpace, LogIdentity, LogPlan, NewVolume, PendingMerge,
-    Recovered, Settled, Severity, SnapshotNode, SnapshotSet, Source, StoreUsage, VolumeUsage,
+    CheckReport, ConnectPlan, ConnectRequest, Conversion, ConversionWay, CopyTarget, Counts,
+    Deploy, DiffExtent, Finding, LayerRef, LeafSpace, LogIdentity, LogPlan, NewVolume,
+    PendingMerge, Recovered, Settled, Severity, SnapshotNode, SnapshotSet, Source, StoreUsage,
+    VolumeUsage,
 };
-pub use catalog::{Catalog, Measured};
+pub use catalog::Catalog;
 pub use cell::{Cell, LayerCell, LayerState, VolumeCell};
 pub use env::{Env, NothingRuns, Progress, Running, Unwatched};
 pub use error::{CatalogError, Code, Named, Result};
@@ -61,4 +63,5 @@ pub use record::{
     Scheduled, SetRecord, Snapshot, VolumeKind, VolumeRecord, is_name, is_size,
 };
 pub use segments::{MAX_SEGMENT, Tip};
+pub use space::Measured;
 pub use target::Chunk;

@@ -26,6 +26,25 @@ struct State {
     pins: BTreeMap<Uuid, Vec<Rc<str>>>,
     names: BTreeSet<String>,
     waiting: Vec<Waker>,
+    /// Volumes whose files may have changed since they were looked at, each with its last touch.
+    touched: BTreeMap<Uuid, u64>,
+    /// Counts touches.
+    touches: u64,
+}
+
+impl State {
+    fn touch(&mut self, volumes: impl IntoIterator<Item = Uuid>) {
+        for volume in volumes {
+            self.touches += 1;
+            self.touched.insert(volume, self.touches);
+        }
+    }
+}
+
+/// Volumes that were touched, as of one moment: each with its last touch.
+#[derive(Debug)]
+pub(crate) struct Touched {
+    pub(crate) volumes: BTreeMap<Uuid, u64>,
 }
 
 /// The locks of one catalog.
@@ -77,6 +96,30 @@ impl Locks {
         .await
     }
 
+    /// Notes that files of `volumes` may have changed. Whoever holds volumes need not: those held count
+    /// as touched, and so do those that were held.
+    pub(crate) fn touch(&self, volumes: impl IntoIterator<Item = Uuid>) {
+        self.0.borrow_mut().touch(volumes);
+    }
+
+    /// What was touched since it was looked at.
+    pub(crate) fn touched(&self) -> Touched {
+        let mut state = self.0.borrow_mut();
+        let held: Vec<Uuid> = state.held.keys().copied().collect();
+        state.touch(held);
+        Touched { volumes: state.touched.clone() }
+    }
+
+    /// Those volumes were looked at after they were touched. Which were touched again stay touched.
+    pub(crate) fn looked_at(&self, touched: Touched) {
+        let mut state = self.0.borrow_mut();
+        for (volume, touch) in touched.volumes {
+            if state.touched.get(&volume) == Some(&touch) {
+                state.touched.remove(&volume);
+            }
+        }
+    }
+
     pub(crate) fn pin(&self, layers: &[Uuid], what: &str) -> Pinned {
         let what: Rc<str> = what.into();
         let mut state = self.0.borrow_mut();
@@ -114,6 +157,7 @@ impl Drop for Held {
             for volume in &self.volumes {
                 state.held.remove(volume);
             }
+            state.touch(self.volumes.iter().copied());
             std::mem::take(&mut state.waiting)
         };
         woken.into_iter().for_each(Waker::wake);

@@ -1,12 +1,12 @@
 //! Snapshots: of one or several volumes at one moment, deletion, and going back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use io::ByteCount;
 use uuid::Uuid;
 
 use crate::api::{LeafSpace, Settled, SnapshotSet};
-use crate::catalog::{Catalog, Measured, State, check_name, find_snapshot, refuse_template};
+use crate::catalog::{Catalog, State, check_name, find_snapshot, refuse_template};
 use crate::env::Progress;
 use crate::error::{CatalogError, Code, Named, Result};
 use crate::intent::NewLayer;
@@ -15,6 +15,7 @@ use crate::locks::Pace;
 use crate::record::{Current, MAX_SNAPSHOTS, Snapshot, VolumeKind, VolumeRecord};
 use crate::schedule::Due;
 use crate::segments::{Layout, Tip};
+use crate::space::Measured;
 use crate::txn::{Begun, Plan};
 use crate::volumes::{mib, one};
 
@@ -341,7 +342,8 @@ impl Catalog {
     /// # Errors
     /// `not-found`, or if the datastore fails.
     pub async fn snapshot_delete_cost(&self, volume: Uuid, snapshot: Uuid) -> Result<ByteCount> {
-        self.snapshot_delete_cost_by(volume, snapshot, &self.measure().await?)
+        let record = self.volume(volume)?;
+        self.snapshot_delete_cost_by(volume, snapshot, &self.measure_for(&record).await?)
     }
 
     /// The same by a measurement that is there.
@@ -360,7 +362,7 @@ impl Catalog {
             let moved = tip.layers().iter().map(|layer| {
                 let mut children = state.tree.children(*layer);
                 match (children.next(), children.next()) {
-                    (Some(child), None) => moves(state, &measured.0, child),
+                    (Some(child), None) => moves(state, measured, child),
                     (None | Some(_), _) => 0,
                 }
             });
@@ -373,7 +375,7 @@ impl Catalog {
         &self,
         record: &VolumeRecord,
     ) -> Result<Option<(Snapshot, ByteCount)>> {
-        let used = self.used_by_layer().await?;
+        let used = self.measure_for(record).await?;
         Ok(self.with(|state| {
             let cost = |layer: &Uuid| {
                 let children: Vec<Uuid> = state.tree.children(*layer).collect();
@@ -439,10 +441,10 @@ pub(crate) fn tip_of(leaves: &[NewLayer]) -> Tip {
 
 /// Bytes that merging `child` into its parent moves: what its file takes beyond its own structures
 /// (headers, two locators, BAT, footer).
-fn moves(state: &State, used: &BTreeMap<Uuid, ByteCount>, child: Uuid) -> u64 {
+fn moves(state: &State, measured: &Measured, child: Uuid) -> u64 {
     let size = state.tree.get(child).map_or(0, |node| node.size);
     let own = layer::own_bytes(size);
-    used.get(&child).map_or(0, |used| used.0.saturating_sub(own))
+    measured.used(child).0.saturating_sub(own)
 }
 
 /// Takes a layer out of a record's own.

@@ -1,6 +1,8 @@
 //! The tree of layers, as the layers' own parent links say it; pure.
 //!
 //! Parent links come from a disk, so they may lead nowhere or in a circle: every walk here ends.
+//!
+//! How many paths end above each layer is kept, not counted: one snapshot may have thousands of clones.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,25 +35,55 @@ pub(crate) enum Broken {
 pub(crate) struct Tree {
     nodes: BTreeMap<Uuid, Node>,
     children: BTreeMap<Uuid, BTreeSet<Uuid>>,
+    /// Ends of paths through each layer.
+    ends: BTreeMap<Uuid, u32>,
+    /// There was a circle among the links: from then on ends are counted, as `ends` may be wrong.
+    circular: bool,
 }
 
 impl Tree {
     pub(crate) fn insert(&mut self, layer: Uuid, node: Node) {
         self.remove(layer);
         self.nodes.insert(layer, node);
-        if let Some(parent) = node.parent {
-            self.children.entry(parent).or_default().insert(layer);
-        }
+        let above: u32 = self.children(layer).filter_map(|child| self.ends.get(&child)).sum();
+        let own = above.max(1);
+        self.ends.insert(layer, own);
+        let Some(parent) = node.parent else { return };
+        let siblings = self.children.entry(parent).or_default();
+        // The parent was an end itself.
+        let ended = u32::from(siblings.is_empty());
+        siblings.insert(layer);
+        self.shift(layer, parent, i64::from(own) - i64::from(ended));
     }
 
     pub(crate) fn remove(&mut self, layer: Uuid) {
         let Some(node) = self.nodes.remove(&layer) else { return };
+        let own = self.ends.remove(&layer).unwrap_or(0);
         let Some(parent) = node.parent else { return };
-        if let Some(siblings) = self.children.get_mut(&parent) {
-            siblings.remove(&layer);
-            if siblings.is_empty() {
-                self.children.remove(&parent);
+        let Some(siblings) = self.children.get_mut(&parent) else { return };
+        siblings.remove(&layer);
+        let ends = u32::from(siblings.is_empty());
+        if siblings.is_empty() {
+            self.children.remove(&parent);
+        }
+        self.shift(layer, parent, i64::from(ends) - i64::from(own));
+    }
+
+    /// Ends of paths came to, or went from, `layer`, which stands on `below`.
+    fn shift(&mut self, layer: Uuid, below: Uuid, ends: i64) {
+        let mut steps = self.nodes.len();
+        let mut next = Some(below);
+        while let Some(at) = next {
+            let Some(node) = self.nodes.get(&at) else { return };
+            if at == layer || steps == 0 {
+                self.circular = true;
+                return;
             }
+            if let Some(count) = self.ends.get_mut(&at) {
+                *count = u32::try_from(i64::from(*count) + ends).unwrap_or(0);
+            }
+            next = node.parent;
+            steps -= 1;
         }
     }
 
@@ -63,10 +95,6 @@ impl Tree {
         if let Some(node) = self.nodes.get_mut(&layer) {
             node.owner = owner;
         }
-    }
-
-    pub(crate) fn layers(&self) -> impl Iterator<Item = (Uuid, Node)> + '_ {
-        self.nodes.iter().map(|(layer, node)| (*layer, *node))
     }
 
     pub(crate) fn children(&self, layer: Uuid) -> impl Iterator<Item = Uuid> + '_ {
@@ -116,6 +144,14 @@ impl Tree {
 
     /// Ends of paths through `layer` (see `cell`).
     pub(crate) fn leaves(&self, layer: Uuid) -> u32 {
+        if self.circular {
+            return self.counted(layer);
+        }
+        // Of a layer that is not there, as those have it that stand on it.
+        self.ends.get(&layer).copied().unwrap_or_else(|| self.counted(layer))
+    }
+
+    fn counted(&self, layer: Uuid) -> u32 {
         let ends = self.subtree(layer).iter().filter(|at| !self.children.contains_key(at)).count();
         u32::try_from(ends).unwrap_or(u32::MAX)
     }
@@ -157,6 +193,31 @@ mod tests {
         tree.remove(id(3));
         tree.remove(id(5));
         assert_eq!([1, 2, 4].map(|n| tree.leaves(id(n))), [2, 1, 1]);
+    }
+
+    #[test]
+    fn kept_counts_are_what_counting_gives() {
+        use proptest::prelude::*;
+        let change = (0_u128..12, prop::option::of(prop::option::of(0_u128..12)));
+        proptest!(|(changes in prop::collection::vec(change, 0..60), circles: bool)| {
+            let mut tree = Tree::default();
+            for (layer, change) in changes {
+                match change {
+                    // Without circles a layer stands on one of a lower number.
+                    Some(parent) => {
+                        let parent = parent.filter(|parent| circles || *parent < layer);
+                        let parent = parent.map(id);
+                        let node = Node { parent, size: 512, fixed: false, owner: None };
+                        tree.insert(id(layer), node);
+                    }
+                    None => tree.remove(id(layer)),
+                }
+                prop_assert!(circles || !tree.circular);
+                for layer in (0..12).map(id) {
+                    prop_assert_eq!(tree.leaves(layer), tree.counted(layer));
+                }
+            }
+        });
     }
 
     #[test]

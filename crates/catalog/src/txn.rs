@@ -157,14 +157,14 @@ impl Catalog {
             (Commit::Record(_) | Commit::Set(_) | Commit::Forward, None) => Ok(()),
         };
         let Err(error) = result else {
-            self.with_mut(|state| apply(state, &begun));
+            self.take_over(&begun);
             return Ok(begun);
         };
         // A failed put leaves the old or the new record, whole: reading settles which.
         match is_committed(self.store(), &begun.intent).await {
             // seen is not durable: the put may have failed after its rename
             Ok(true) if self.put_again(&begun).await => {
-                self.with_mut(|state| apply(state, &begun));
+                self.take_over(&begun);
                 Ok(begun)
             }
             Ok(false) => Err(self.abort(begun, error.into()).await),
@@ -175,6 +175,13 @@ impl Catalog {
             }
             .during(format_args!("cannot tell whether this was done: {}", begun.intent.title))),
         }
+    }
+
+    /// Takes over into memory what was committed.
+    fn take_over(&self, begun: &Begun) {
+        self.with_mut(|state| apply(state, begun));
+        let changed = begun.puts.iter().map(|record| record.uuid);
+        self.locks().touch(changed.chain(begun.intent.volumes.iter().copied()));
     }
 
     /// Commits once more, durably this time: a sync that failed may say nothing when repeated, a new
@@ -245,12 +252,10 @@ impl Catalog {
         }
         let begun = Begun { intent: intent.clone(), puts };
         self.refresh_versions(&intent.volumes).await?;
-        self.with_mut(|state| {
-            if committed {
-                apply(state, &begun);
-            }
-            state.open.remove(&intent.uuid);
-        });
+        if committed {
+            self.take_over(&begun);
+        }
+        self.with_mut(|state| state.open.remove(&intent.uuid));
         self.read_again(intent.rewrites.iter().map(|rewrite| rewrite.layer)).await;
         Ok(())
     }
@@ -293,7 +298,6 @@ fn record_of(begun: &Begun) -> Option<(ObjectName, Vec<u8>)> {
     }
 }
 
-/// Takes over into memory what was committed.
 fn apply(state: &mut State, begun: &Begun) {
     let intent = &begun.intent;
     for new in &intent.creates {

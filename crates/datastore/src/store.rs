@@ -186,6 +186,9 @@ pub trait FileStore {
     /// The objects of a kind, ordered by name. What is not an object of ours is left out.
     fn list(&self, kind: Kind) -> Io<'_, Result<Vec<ObjectInfo>>>;
 
+    /// The storage that each of some objects really takes; None for one that is not there.
+    fn used(&self, names: Vec<ObjectName>) -> Io<'_, Result<Vec<Option<ByteCount>>>>;
+
     /// A small object (up to [`MAX_OBJECT`]) and its version.
     fn get(&self, name: &ObjectName) -> Io<'_, Result<Option<Content>>>;
 
@@ -215,7 +218,8 @@ pub trait FileStore {
     /// Makes all names created so far durable.
     fn sync_names(&self) -> Io<'_, Result<()>>;
 
-    /// Space, measured now: every object is looked at.
+    /// Space as it is now. Objects that nobody here changed since the last look may be taken as they
+    /// were then, for a minute at most.
     fn space(&self) -> Io<'_, Result<Space>>;
 
     /// [`Space::free`] alone, which costs the same however many objects there are.

@@ -105,6 +105,10 @@ impl FileStore for CrashStore {
         self.0.list(kind)
     }
 
+    fn used(&self, names: Vec<ObjectName>) -> Io<'_, Result<Vec<Option<ByteCount>>>> {
+        self.0.used(names)
+    }
+
     fn get(&self, name: &ObjectName) -> Io<'_, Result<Option<(Version, Vec<u8>)>>> {
         self.0.get(name)
     }

@@ -298,6 +298,17 @@ impl FileStore for SimStore {
         })
     }
 
+    fn used(&self, names: Vec<ObjectName>) -> Io<'_, Result<Vec<Option<ByteCount>>>> {
+        Box::pin(async move {
+            self.metadata().await;
+            let mut all = Vec::new();
+            for name in names {
+                all.push(self.state.used(name).await?);
+            }
+            Ok(all)
+        })
+    }
+
     fn get(&self, name: &ObjectName) -> Io<'_, Result<Option<Content>>> {
         Box::pin(self.read(*name))
     }

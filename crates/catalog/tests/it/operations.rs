@@ -70,6 +70,57 @@ fn volumes_of_every_kind_grow_and_go() {
     });
 }
 
+/// What is kept of the volumes' space is what their files take, after each operation.
+#[test]
+fn the_accounts_are_those_of_the_files() {
+    let lab = lab();
+    lab.executor.block_on(async {
+        let node = lab.open().await;
+        let right = async |when: &str| {
+            assert_eq!(
+                node.catalog.audit_accounts().await.unwrap(),
+                Vec::<String>::new(),
+                "{when}"
+            );
+        };
+        right("empty").await;
+        for (name, kind) in
+            [("thin", VolumeKind::Thin), ("lazy", VolumeKind::Lazy), ("fixed", VolumeKind::Fixed)]
+        {
+            node.create(name, SIZE, kind).await;
+            right(name).await;
+            // what a guest writes between connect and disconnect
+            let plan = node.catalog.connect(writer(node.id(name))).await.unwrap();
+            right("connected").await;
+            node.write(name, 4096, 5).await;
+            right("written").await;
+            node.catalog.disconnect(plan.connection, true).await.unwrap();
+            right("disconnected").await;
+            node.snapshot(name, "s").await;
+            right("snapshot").await;
+            node.catalog.resize(node.id(name), ByteCount(SIZE + 2 * MIB)).await.unwrap();
+            right("resize").await;
+        }
+        let snapshot = node.snap_id("thin", "s");
+        let source = Source { volume: node.id("thin"), snapshot: Some(snapshot) };
+        node.catalog.clone_linked(source, vec!["one".into(), "two".into()]).await.unwrap();
+        right("clones").await;
+        node.catalog.delete_volume(node.id("one")).await.unwrap();
+        right("a clone deleted").await;
+        node.catalog.snapshot_revert(node.id("lazy"), node.snap_id("lazy", "s")).await.unwrap();
+        right("revert").await;
+        let gone = node.snap_id("lazy", "s");
+        node.catalog.snapshot_delete(node.id("lazy"), gone, &Unwatched).await.unwrap();
+        right("a snapshot deleted").await;
+        let lazy = node.id("lazy");
+        node.catalog.convert(lazy, VolumeKind::Thin, false, &Unwatched).await.unwrap();
+        right("converted").await;
+        drop(node);
+        let again = lab.open().await;
+        assert_eq!(again.catalog.audit_accounts().await.unwrap(), Vec::<String>::new(), "reopened");
+    });
+}
+
 #[test]
 fn names_and_sizes_are_checked() {
     let lab = lab();

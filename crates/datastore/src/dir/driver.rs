@@ -14,6 +14,7 @@ use io::{
 
 use super::Inner;
 use super::headroom::Door;
+use super::sizes::Writing;
 use super::temp::Temp;
 use crate::error::Result;
 use crate::name::{Kind, ObjectName};
@@ -128,10 +129,10 @@ impl DirStore {
         let device = blockio::FileDevice::open(&self.ring, directory, &name.file_name(), access)
             .await
             .map_err(|error| error.during(format!("cannot open {name}")))?;
-        if !name.kind().is_guest_data() {
-            return Ok(Rc::new(device));
-        }
-        Ok(Rc::new(GuestFile { file: Rc::new(device), store: self.clone() }))
+        let writes = access == Access::Write;
+        let writing = if writes { self.inner.writing(&name).map(Rc::new) } else { None };
+        let store = name.kind().is_guest_data().then(|| self.clone());
+        Ok(Rc::new(StoreFile { file: Rc::new(device), store, writing }))
     }
 }
 
@@ -179,6 +180,10 @@ impl FileStore for DirStore {
 
     fn list(&self, kind: Kind) -> Io<'_, Result<Vec<ObjectInfo>>> {
         Box::pin(self.blocking(move |inner| inner.list(kind)))
+    }
+
+    fn used(&self, names: Vec<ObjectName>) -> Io<'_, Result<Vec<Option<ByteCount>>>> {
+        Box::pin(self.blocking(move |inner| names.iter().map(|name| inner.used(name)).collect()))
     }
 
     fn get(&self, name: &ObjectName) -> Io<'_, Result<Option<Content>>> {
@@ -236,13 +241,16 @@ impl FileStore for DirStore {
     }
 }
 
-/// A file of guest data: like any other, but it takes space only outside the head-room.
-struct GuestFile {
+/// A file of the datastore: one of guest data takes space only outside the head-room.
+struct StoreFile {
     file: Rc<dyn BlockFile>,
-    store: DirStore,
+    /// Of guest data.
+    store: Option<DirStore>,
+    /// What it takes may change as long as it is open.
+    writing: Option<Rc<Writing>>,
 }
 
-impl BlockDevice for GuestFile {
+impl BlockDevice for StoreFile {
     fn info(&self) -> DeviceInfo {
         self.file.info()
     }
@@ -256,11 +264,15 @@ impl BlockDevice for GuestFile {
     }
 }
 
-impl BlockFile for GuestFile {
+impl BlockFile for StoreFile {
     fn reserve(&self, range: ByteRange) -> Io<'_, io::Result<()>> {
-        let file = Rc::clone(&self.file);
-        self.store.to_the_end(async move |store| {
-            store.outside_head_room(range.len, async move { file.reserve(range).await }).await
+        let Some(store) = &self.store else { return self.file.reserve(range) };
+        let (file, writing) = (Rc::clone(&self.file), self.writing.clone());
+        store.to_the_end(async move |store| {
+            let taking = async move { file.reserve(range).await };
+            let taken = store.outside_head_room(range.len, taking).await;
+            drop(writing);
+            taken
         })
     }
 

@@ -23,6 +23,7 @@ mod identity;
 mod lock;
 mod objects;
 mod place;
+mod sizes;
 mod temp;
 #[cfg(test)]
 mod tests;
@@ -45,8 +46,9 @@ use self::headroom::HeadRoom;
 use self::identity::Stored;
 use self::lock::Lock;
 use self::place::Place;
+use self::sizes::Sizes;
 use crate::error::{DatastoreError, Result};
-use crate::name::Kind;
+use crate::name::{Kind, ObjectName};
 use crate::store::{Capabilities, Identity};
 
 /// An opened `dir` datastore. Clones share it; the last one to go lets another process have it.
@@ -74,14 +76,16 @@ struct Directory {
     fd: Arc<OwnedFd>,
     /// Counts names that came or went.
     changes: AtomicU64,
+    sizes: Arc<Sizes>,
     /// The changes that are durable. Held during a sync: who waits for it finds its own work done.
     synced: Mutex<u64>,
 }
 
 impl Directory {
-    /// A name came or went just now.
-    fn changed(&self) {
+    /// This name came or went, or names another file, just now.
+    fn changed(&self, name: &ObjectName) {
         self.changes.fetch_add(1, Ordering::AcqRel);
+        self.sizes.touch(*name);
     }
 
     /// Makes every change durable that was made before this call.
@@ -342,7 +346,7 @@ fn open_directories(place: &Place) -> Result<[Directory; Kind::DIRECTORIES.len()
         })?;
         // One change: names that a dead process created are not known to be durable.
         let (changes, synced) = (AtomicU64::new(1), Mutex::new(0));
-        directories.push(Directory { fd: Arc::new(fd), changes, synced });
+        directories.push(Directory { fd: Arc::new(fd), changes, sizes: Arc::default(), synced });
     }
     Ok(directories.try_into().unwrap_or_else(|_| unreachable!("one directory for each kind")))
 }

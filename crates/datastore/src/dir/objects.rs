@@ -20,6 +20,7 @@ use io::{ByteCount, IoError, IoErrorKind};
 use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
+use super::sizes::Writing;
 use super::temp::Temp;
 use super::{Inner, STRIPES, files, identity};
 use crate::error::{DatastoreError, Result};
@@ -67,20 +68,25 @@ impl Inner {
         let _one_at_a_time = self.changing(name);
         files::create(self.directory(name.kind()), &name.file_name())
             .map_err(|error| DatastoreError::system("create", name, error))?;
-        self.changed(name.kind());
+        self.changed(name);
         Ok(())
     }
 
     /// Takes back what `make` made, when it could not be opened.
     pub(super) fn unmake(&self, name: &ObjectName) {
         files::forget(self.directory(name.kind()), &name.file_name());
-        self.changed(name.kind());
+        self.changed(name);
     }
 
-    fn changed(&self, kind: Kind) {
-        if let Some(index) = Self::index(kind) {
-            self.directories[index].changed();
+    fn changed(&self, name: &ObjectName) {
+        if let Some(index) = Self::index(name.kind()) {
+            self.directories[index].changed(name);
         }
+    }
+
+    /// The object is open for writing until the result is dropped.
+    pub(super) fn writing(&self, name: &ObjectName) -> Option<Writing> {
+        Self::index(name.kind()).map(|index| self.directories[index].sizes.writing(*name))
     }
 
     /// Makes what happened to names of a kind durable.
@@ -106,7 +112,7 @@ impl Inner {
         {
             let _one_at_a_time = self.changing(name);
             rustix::fs::unlinkat(directory, name.file_name(), AtFlags::empty()).map_err(failed)?;
-            self.changed(name.kind());
+            self.changed(name);
         }
         self.sync_kind(name.kind()).map_err(|error| unknown(name, "removed", error))?;
         self.head_room.refill();
@@ -137,6 +143,14 @@ impl Inner {
         }
         objects.sort_unstable_by_key(|object| object.name);
         Ok(objects)
+    }
+
+    pub(super) fn used(&self, name: &ObjectName) -> Result<Option<ByteCount>> {
+        match files::stat(self.directory(name.kind()), &name.file_name()) {
+            Ok(stat) if files::is_regular(&stat) => Ok(Some(ByteCount(files::used(&stat)))),
+            Ok(_) | Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(DatastoreError::system("look at", name, error)),
+        }
     }
 
     pub(super) fn get(&self, name: &ObjectName) -> Result<Option<(Version, Vec<u8>)>> {
@@ -181,7 +195,7 @@ impl Inner {
         self.sync_names()?;
         temp.rename_to(&name.file_name())
             .map_err(|error| DatastoreError::system("write", name, error))?;
-        self.changed(name.kind());
+        self.changed(name);
         self.sync_kind(name.kind()).map_err(|error| unknown(name, "replaced", error))
     }
 
@@ -209,7 +223,9 @@ impl Inner {
         for kind in Kind::DIRECTORIES {
             let stat = rustix::fs::fstat(self.directory(kind)).map_err(failed)?;
             overhead += files::used(&stat);
-            used += self.list(kind)?.iter().map(|object| object.used.0).sum::<u64>();
+            let index = Self::index(kind).expect("a kind with a directory");
+            let look = |name: &ObjectName| self.used(name).map(|used| used.map(|used| used.0));
+            used += self.directories[index].sizes.sum(look, || self.list(kind))?;
         }
         let (total, free) = self.system_space()?;
         let (used_by_store, overhead) = (ByteCount(used), ByteCount(overhead));

@@ -217,14 +217,25 @@ impl Control {
 
     /// Tells listeners how the volume is now.
     async fn tell_volume(&self, id: Uuid) {
-        let Some((store, record)) = self.find_if(id) else { return };
-        let change = if record.template {
-            Change::Template(self.template_view(&store, &record).await)
-        } else {
-            Change::Volume(self.volume_view(&store, &record).await)
-        };
-        self.shared.events.tell(change);
-        self.tell_store(store.id()).await;
+        self.tell_volumes(&[id]).await;
+    }
+
+    /// Tells listeners how volumes, and their datastores, are now.
+    async fn tell_volumes(&self, ids: &[Uuid]) {
+        let mut stores = BTreeSet::new();
+        for id in ids {
+            let Some((store, record)) = self.find_if(*id) else { continue };
+            let change = if record.template {
+                Change::Template(self.template_view(&store, &record).await)
+            } else {
+                Change::Volume(self.volume_view(&store, &record).await)
+            };
+            self.shared.events.tell(change);
+            stores.insert(store.id());
+        }
+        for store in stores {
+            self.tell_store(store).await;
+        }
     }
 
     fn tell_removed(&self, object: ObjectRef) {

@@ -327,8 +327,8 @@ impl Control {
         for volume in volumes {
             let Some((store, record)) = self.find_if(*volume) else { continue };
             self.snapshots_of(&store, &record, &mut views).await?;
-            self.tell_volume(*volume).await;
         }
+        self.tell_volumes(volumes).await;
         views.retain(|view| ids.contains(&view.id));
         for view in &views {
             self.shared.events.tell(Change::Snapshot(view.clone()));

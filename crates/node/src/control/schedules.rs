@@ -80,9 +80,8 @@ impl Control {
         progress: Rc<Progress>,
     ) -> Outcome<Value> {
         let (store, record) = self.find(volume)?;
-        let tree = store.catalog()?.snapshot_tree(volume).await.map_err(catalog_problem)?;
-        let clones = tree.iter().find(|node| node.snapshot.uuid == snapshot).map(|n| &n.clones);
-        if let Some(clones) = clones.filter(|clones| !clones.is_empty()) {
+        let clones = store.catalog()?.clones_of(volume, snapshot).map_err(catalog_problem)?;
+        if !clones.is_empty() {
             let names: Vec<&str> = clones.iter().map(|clone| clone.name.as_str()).collect();
             return Err(Problem::new(
                 Code::HasDependents,

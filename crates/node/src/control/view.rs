@@ -1,5 +1,6 @@
 //! How datastores, volumes, snapshots and templates look on the wire.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use catalog::{Catalog, Measured, VolumeRecord};
@@ -96,14 +97,10 @@ impl Control {
             shared: able.shared,
         };
         view.created = Timestamp::from_unix_ms(opened.handle.identity().created);
-        for record in opened.catalog.volumes() {
-            view.snapshots += record.snapshots.len() as u64;
-            if record.template {
-                view.templates += 1;
-            } else {
-                view.volumes += 1;
-            }
-        }
+        let counts = opened.catalog.counts();
+        view.volumes = counts.volumes as u64;
+        view.templates = counts.templates as u64;
+        view.snapshots = counts.snapshots as u64;
         match opened.catalog.store_usage().await {
             Ok(usage) => {
                 view.space = Space {
@@ -121,6 +118,20 @@ impl Control {
             }
         }
         view
+    }
+
+    /// Those that guests use: what they take changes without an operation.
+    pub(crate) async fn list_connected(&self) -> Vec<Volume> {
+        let connected: BTreeSet<Uuid> =
+            self.links.borrow().values().map(|link| link.entry().volume).collect();
+        let mut views = Vec::new();
+        for id in connected {
+            // One that was deleted meanwhile is in no list.
+            if let Ok(view) = self.show_volume(id).await {
+                views.push(view);
+            }
+        }
+        views
     }
 
     pub(crate) async fn list_volumes(&self) -> Vec<Volume> {
@@ -143,7 +154,7 @@ impl Control {
     }
 
     pub(super) async fn volume_view(&self, store: &Store, record: &VolumeRecord) -> Volume {
-        let measured = measure(store).await;
+        let measured = measure_for(store, record).await;
         self.volume_view_by(store, record, measured.as_ref())
     }
 
@@ -266,7 +277,7 @@ impl Control {
             return Ok(());
         }
         let catalog = store.catalog()?;
-        let measured = catalog.measure().await.map_err(super::catalog_problem)?;
+        let measured = catalog.measure_for(record).await.map_err(super::catalog_problem)?;
         snapshots_by(&catalog, record, &measured, views)
     }
 
@@ -274,9 +285,17 @@ impl Control {
         let mut views = Vec::new();
         for store in self.all_stores() {
             let Ok(catalog) = store.catalog() else { continue };
-            for record in catalog.volumes().iter().filter(|record| record.template) {
-                views.push(self.template_view(&store, record).await);
+            let records = catalog.volumes();
+            let templates: Vec<_> = records.iter().filter(|record| record.template).collect();
+            if templates.is_empty() {
+                continue;
             }
+            let measured = measure(&store).await;
+            views.extend(
+                templates
+                    .into_iter()
+                    .map(|record| template_view_by(&store, record, measured.as_ref())),
+            );
         }
         views
     }
@@ -287,18 +306,22 @@ impl Control {
     }
 
     pub(super) async fn template_view(&self, store: &Store, record: &VolumeRecord) -> Template {
-        let clones = store.catalog().map_or(0, |catalog| catalog.dependents(record.uuid).len());
-        Template {
-            id: record.uuid,
-            name: wire_name(&record.name),
-            datastore: store.id(),
-            datastore_name: wire_name(store.name()),
-            kind: wire_kind(record.kind),
-            size: Size::from_bytes(record.size),
-            used: volume_space(store, record, measure(store).await.as_ref()).used,
-            clones: count(clones),
-            created: Timestamp::from_unix_ms(record.created),
-        }
+        template_view_by(store, record, measure_for(store, record).await.as_ref())
+    }
+}
+
+fn template_view_by(store: &Store, record: &VolumeRecord, measured: Option<&Measured>) -> Template {
+    let clones = store.catalog().map_or(0, |catalog| catalog.dependents(record.uuid).len());
+    Template {
+        id: record.uuid,
+        name: wire_name(&record.name),
+        datastore: store.id(),
+        datastore_name: wire_name(store.name()),
+        kind: wire_kind(record.kind),
+        size: Size::from_bytes(record.size),
+        used: volume_space(store, record, measured).used,
+        clones: count(clones),
+        created: Timestamp::from_unix_ms(record.created),
     }
 }
 
@@ -327,7 +350,7 @@ fn snapshots_by(
             merge_bytes: cost.ok().map(size),
             set: node.snapshot.set,
             scheduled: node.snapshot.scheduled.as_ref().map(super::schedules::wire_made_for),
-            clones: count(node.clones.len()),
+            clones: count(node.clones),
             created: Timestamp::from_unix_ms(node.snapshot.created),
         });
     }
@@ -337,6 +360,12 @@ fn snapshots_by(
 /// One look at what the layers of a datastore take. None: they cannot be looked at.
 async fn measure(store: &Store) -> Option<Measured> {
     let measured = store.catalog().ok()?.measure().await;
+    measured.inspect_err(|error| tracing::debug!(store = %store.id(), %error, "no usage")).ok()
+}
+
+/// The same, of the layers of one volume.
+async fn measure_for(store: &Store, record: &VolumeRecord) -> Option<Measured> {
+    let measured = store.catalog().ok()?.measure_for(record).await;
     measured.inspect_err(|error| tracing::debug!(store = %store.id(), %error, "no usage")).ok()
 }
 

@@ -179,8 +179,15 @@ async fn check(State(app): State<App>, Ids([id]): Ids<1>, Asked(wait): Asked<Wai
 
 // --- volumes ---
 
-async fn volumes(State(app): State<App>) -> Answer {
-    Ok(ok(&app.ask(|control| async move { Ok(control.list_volumes().await) }).await?))
+async fn volumes(State(app): State<App>, Asked(which): Asked<Which>) -> Answer {
+    let list = app.ask(move |control| async move {
+        Ok(if which.connected {
+            control.list_connected().await
+        } else {
+            control.list_volumes().await
+        })
+    });
+    Ok(ok(&list.await?))
 }
 
 async fn volume(State(app): State<App>, Ids([id]): Ids<1>) -> Answer {
@@ -402,6 +409,14 @@ async fn upload(State(app): State<App>, Ids([id]): Ids<1>, request: Request) -> 
 // --- snapshots ---
 
 /// Of which volume.
+/// Which volumes.
+#[derive(Deserialize)]
+struct Which {
+    /// Only those that are connected.
+    #[serde(default)]
+    connected: bool,
+}
+
 #[derive(Debug, Default, Deserialize)]
 struct OfVolume {
     #[serde(default)]

@@ -259,7 +259,8 @@ fn verify(executor: &Executor, host: &Host, ledger: &Rc<RefCell<Ledger>>) -> Res
                 }
             }
         }
-        let broken = host.catalog.audit().await.map_err(|e| e.to_string())?;
+        let mut broken = host.catalog.audit().await.map_err(|e| e.to_string())?;
+        broken.extend(host.catalog.audit_accounts().await.map_err(|e| e.to_string())?);
         if !broken.is_empty() {
             return Err(format!("audit: {broken:?}"));
         }

@@ -291,6 +291,12 @@ impl State {
         Ok(objects)
     }
 
+    pub(super) async fn used(&self, name: ObjectName) -> Result<Option<ByteCount>> {
+        let Ok(entry) = self.find(name) else { return Ok(None) };
+        let file = self.space.open(entry.file, true)?;
+        Ok(Some(file.used().await?))
+    }
+
     pub(super) async fn measure(&self) -> Result<Space> {
         let mut used = 0;
         for kind in Kind::DIRECTORIES {
