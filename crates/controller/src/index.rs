@@ -182,6 +182,24 @@ impl Index {
         *E::all_mut(known) = now;
     }
 
+    /// Takes the node's list of one volume's snapshots in place of what was known of them.
+    pub(crate) fn replace_snapshots(&self, volume: Uuid, now: Vec<Snapshot>) {
+        let kept = now.iter().map(|snapshot| snapshot.id).collect();
+        self.drop_snapshots(&mut self.write(), volume, &kept);
+        now.into_iter().for_each(|snapshot| self.put(snapshot));
+    }
+
+    /// Takes out the snapshots of a volume that are not among `kept`.
+    fn drop_snapshots(&self, known: &mut Known, volume: Uuid, kept: &BTreeSet<Uuid>) {
+        let gone = |s: &&Snapshot| s.volume == volume && !kept.contains(&s.id);
+        let gone: Vec<ObjectRef> =
+            known.snapshots.values().filter(gone).map(Entity::reference).collect();
+        for object in gone {
+            known.snapshots.remove(&object.id);
+            self.hub.tell(Change::Removed(object));
+        }
+    }
+
     /// Applies one change that the node told.
     pub(crate) fn apply(&self, change: Change) {
         match change {
@@ -201,6 +219,9 @@ impl Index {
                     ObjectKind::Task | ObjectKind::Token | ObjectKind::Node => false,
                 };
                 if removed {
+                    if object.kind == ObjectKind::Volume {
+                        self.drop_snapshots(&mut known, object.id, &BTreeSet::new());
+                    }
                     self.hub.tell(Change::Removed(object));
                 }
             }
@@ -264,6 +285,15 @@ impl Index {
         self.notify();
     }
 
+    /// Volumes that this task had for itself have none any more.
+    pub(crate) fn release(&self, task: Uuid) {
+        let mut known = self.write();
+        for volume in known.volumes.values_mut().filter(|volume| volume.task == Some(task)) {
+            volume.task = None;
+            self.hub.tell(Change::Volume(volume.clone()));
+        }
+    }
+
     /// Takes in a task that was just begun, unless its events were faster.
     pub(crate) fn put_new_task(&self, task: &Task) {
         let known = self.read().tasks.contains_key(&task.id);
@@ -299,6 +329,20 @@ impl Index {
                 task
             })
             .collect()
+    }
+
+    /// Waits until the end of a task is known, and with it all that it changed; whether it came within
+    /// `limit`.
+    pub(crate) async fn task_told(&self, id: Uuid, limit: Duration) -> bool {
+        let mut changed = self.changed.subscribe();
+        let told = async {
+            while !self.read().tasks.get(&id).is_some_and(|task| task.state.is_final()) {
+                if changed.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(limit, told).await.is_ok()
     }
 
     /// The task when it has ended, or as it is after `limit`.

@@ -140,21 +140,24 @@ pub(crate) fn watch(index: &Index, datastores: &[Datastore]) {
             index.clear_own(alarm_id(code, gone.id));
         }
     }
-    for datastore in datastores {
-        for (code, alarm) in alarms(datastore) {
-            let id = alarm_id(code, datastore.id);
-            let Some((severity, message, hint)) = alarm else {
-                index.clear_own(id);
-                continue;
-            };
-            let object = ObjectRef {
-                kind: ObjectKind::Datastore,
-                id: datastore.id,
-                name: datastore.name.to_string(),
-            };
-            let (code, hint, since) = (code.into(), Some(hint), now());
-            index.raise_own(Alarm { id, severity, code, object, message, hint, since });
-        }
+    datastores.iter().for_each(|datastore| watch_one(index, datastore));
+}
+
+/// Raises and ends the alarms of one datastore as it is now.
+pub(crate) fn watch_one(index: &Index, datastore: &Datastore) {
+    for (code, alarm) in alarms(datastore) {
+        let id = alarm_id(code, datastore.id);
+        let Some((severity, message, hint)) = alarm else {
+            index.clear_own(id);
+            continue;
+        };
+        let object = ObjectRef {
+            kind: ObjectKind::Datastore,
+            id: datastore.id,
+            name: datastore.name.to_string(),
+        };
+        let (code, hint, since) = (code.into(), Some(hint), now());
+        index.raise_own(Alarm { id, severity, code, object, message, hint, since });
     }
 }
 

@@ -1,19 +1,26 @@
-//! Keeps the index equal to the node: loads its lists, follows its events, starts over when either
-//! breaks. The only writer of objects.
+//! Keeps the index equal to the node: loads its lists once, then follows its events, and starts over
+//! when either breaks. The only writer of objects.
 //!
-//! A finished task is told only after the lists were loaded again: whoever waits for a task sees
-//! what it made.
+//! ```text
+//!   event of a volume ──► its snapshots, and the volume or template that it stands on, are asked for
+//!   end of a task     ──► told after all that, so that whoever waits for a task sees what it did;
+//!                         of one that failed everything is loaded: how far it came is not told
+//! ```
+//! So an operation costs what it touches, however much else there is.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
+use hyper::Method;
 use model::{
     Alarm, Change, Code, Datastore, DatastoreKind, DatastoreState, Event, Name, ObjectKind,
-    ObjectRef, Problem, Severity, Space, StoreFeatures, Task, Timestamp, Uuid,
+    ObjectRef, Problem, Severity, Space, StoreFeatures, Task, TaskState, Timestamp, Uuid,
 };
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::hub::now;
@@ -28,6 +35,10 @@ const REFRESH: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(200);
 /// Attempts before a node that was never there is an alarm: a start takes a moment.
 const PATIENCE: u32 = 50;
+/// How long the events of an operation that has ended may take, before everything is loaded instead.
+pub(crate) const TOLD: Duration = Duration::from_secs(5);
+/// More objects than this are asked for by loading everything.
+const FEW: usize = 32;
 const PREFIX: &str = "datastore/";
 /// The alarm that the controller raises itself.
 const NODE_ALARM: Uuid = Uuid::from_u128(0x7368_616c_6500_4000_8000_6e6f_6465_0001);
@@ -41,15 +52,43 @@ struct Remembered {
     created: Timestamp,
 }
 
-/// Asks the sync task to load the lists now.
+/// What is to be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Wanted {
+    All,
+    Volume(Uuid),
+    Datastore(Uuid),
+}
+
+#[derive(Debug)]
+struct Request {
+    wanted: Wanted,
+    done: oneshot::Sender<()>,
+}
+
+/// Asks the sync task to ask the node now.
 #[derive(Clone, Debug)]
-pub(crate) struct Refresher(mpsc::Sender<oneshot::Sender<()>>);
+pub(crate) struct Refresher(mpsc::Sender<Request>);
 
 impl Refresher {
     /// Returns when the index is as new as this call, or when the node does not answer.
     pub(crate) async fn refresh(&self) {
+        self.ask(Wanted::All).await;
+    }
+
+    /// The same of one volume.
+    pub(crate) async fn refresh_volume(&self, id: Uuid) {
+        self.ask(Wanted::Volume(id)).await;
+    }
+
+    /// The same of one datastore.
+    pub(crate) async fn refresh_datastore(&self, id: Uuid) {
+        self.ask(Wanted::Datastore(id)).await;
+    }
+
+    async fn ask(&self, wanted: Wanted) {
         let (done, wait) = oneshot::channel();
-        if self.0.send(done).await.is_ok() {
+        if self.0.send(Request { wanted, done }).await.is_ok() {
             // an error is a sync task that gave up this attempt: the index stays as it was
             wait.await.ok();
         }
@@ -61,7 +100,7 @@ pub(crate) struct Sync {
     pub(crate) index: Arc<Index>,
     pub(crate) inventory: Arc<Inventory>,
     pub(crate) store: Store,
-    requests: mpsc::Receiver<oneshot::Sender<()>>,
+    requests: mpsc::Receiver<Request>,
 }
 
 impl Sync {
@@ -131,10 +170,7 @@ impl Sync {
                     Some(event) => self.take(event, &mut events).await?,
                     None => return Ok(()),
                 },
-                Some(done) = self.requests.recv() => {
-                    self.load().await?;
-                    done.send(()).ok();
-                }
+                Some(first) = self.requests.recv() => self.answer(first).await?,
                 committed = commits.recv() => {
                     // a datastore was forgotten and must not be shown as missing, or it has a new policy
                     if committed.is_ok_and(|c| {
@@ -145,48 +181,166 @@ impl Sync {
                         self.load().await?;
                     }
                 }
-                _ = tick.tick() => self.load().await?,
+                _ = tick.tick() => self.look_at_guests().await?,
             }
         }
     }
 
-    /// Applies an event and those that are there already behind it: one load serves all of them.
+    /// Asks for what is wanted: once for all who wait already.
+    async fn answer(&mut self, first: Request) -> Result<(), Problem> {
+        let mut waiting = vec![first];
+        while let Ok(more) = self.requests.try_recv() {
+            waiting.push(more);
+        }
+        let wanted: BTreeSet<Wanted> = waiting.iter().map(|request| request.wanted).collect();
+        if wanted.contains(&Wanted::All) || wanted.len() > FEW {
+            self.load().await?;
+        } else {
+            for one in wanted {
+                match one {
+                    Wanted::All => {}
+                    Wanted::Volume(id) => self.look_at_volume(id).await?,
+                    Wanted::Datastore(id) => {
+                        if let Some(datastore) = self.ask(&format!("/v1/datastores/{id}")).await? {
+                            self.put_datastore(datastore);
+                        }
+                    }
+                }
+            }
+        }
+        for request in waiting {
+            request.done.send(()).ok();
+        }
+        Ok(())
+    }
+
+    /// Applies an event and those that are there already behind it: one look serves all of them.
     async fn take(
         &self,
         first: Event,
         more: &mut (impl Stream<Item = Event> + Unpin),
     ) -> Result<(), Problem> {
         let mut ended = Vec::new();
-        let mut resync = false;
+        let (mut all, mut resync) = (false, false);
+        let mut related = BTreeSet::new();
         let mut next = Some(first);
         while let Some(event) = next {
             match event.change {
                 Change::Resync => resync = true,
-                Change::Task(task) if task.state.is_final() => ended.push(task),
-                Change::Datastore(mut datastore) => {
-                    datastore.policy = policy::of(&self.inventory, datastore.id);
-                    self.index.apply(Change::Datastore(datastore));
+                Change::Task(task) if task.state.is_final() => {
+                    all |= task.state != TaskState::Success;
+                    ended.push(task);
                 }
-                change @ (Change::Volume(_)
-                | Change::Snapshot(_)
-                | Change::Template(_)
-                | Change::Removed(_)
-                | Change::Task(_)
-                | Change::Alarm(_)
-                | Change::AlarmCleared(_)) => self.index.apply(change),
+                Change::Datastore(datastore) => {
+                    // one that is new, or has another name or place, goes into the inventory
+                    all |= !self.is_remembered(&datastore)?;
+                    self.put_datastore(datastore);
+                }
+                change => {
+                    all |= self.relate(&change, &mut related);
+                    self.index.apply(change);
+                }
             }
             next = futures_util::FutureExt::now_or_never(more.next()).flatten();
         }
-        if resync || !ended.is_empty() {
+        if all || resync || related.len() > FEW {
             self.load().await?;
+        } else {
+            for id in related {
+                self.look_at_volume(id).await?;
+            }
         }
         if resync {
             ended.extend(self.node.list("/v1/tasks").await?);
         }
         for task in ended {
+            self.index.release(task.id);
             self.take_task(task).await;
         }
         Ok(())
+    }
+
+    /// Notes the volumes and templates that are not as they were because of `change`, which is not applied
+    /// yet; whether they are too many to say.
+    fn relate(&self, change: &Change, related: &mut BTreeSet<Uuid>) -> bool {
+        let known = self.index.read();
+        match change {
+            Change::Volume(now) => {
+                let before = known.volumes.get(&now.id);
+                if before.is_none() {
+                    related.extend(now.origin.iter().map(|origin| origin.id));
+                }
+                let revised = before.is_none_or(|before| before.revision != now.revision);
+                if revised && (now.snapshots > 0 || before.is_some_and(|b| b.snapshots > 0)) {
+                    related.insert(now.id);
+                }
+                // its snapshots and its clones name it
+                before.is_some_and(|before| before.name != now.name)
+            }
+            Change::Template(now) => {
+                related.insert(now.id);
+                known.templates.get(&now.id).is_some_and(|before| before.name != now.name)
+            }
+            Change::Removed(gone) => {
+                let origin = known.volumes.get(&gone.id).and_then(|volume| volume.origin.as_ref());
+                related.extend(origin.map(|origin| origin.id));
+                related.extend(known.snapshots.get(&gone.id).map(|snapshot| snapshot.volume));
+                gone.kind == ObjectKind::Datastore
+            }
+            Change::Resync
+            | Change::Datastore(_)
+            | Change::Snapshot(_)
+            | Change::Task(_)
+            | Change::Alarm(_)
+            | Change::AlarmCleared(_) => false,
+        }
+    }
+
+    /// Asks for a volume or template, and its snapshots.
+    async fn look_at_volume(&self, id: Uuid) -> Result<(), Problem> {
+        let is_template = self.index.read().templates.contains_key(&id);
+        let found = if is_template {
+            let template = self.ask(&format!("/v1/templates/{id}")).await?;
+            template.map(Change::Template)
+        } else {
+            let volume = self.ask(&format!("/v1/volumes/{id}")).await?;
+            volume.map(Change::Volume)
+        };
+        // One that is gone is told as removed.
+        let Some(found) = found else { return Ok(()) };
+        self.index.apply(found);
+        match self.node.list(&format!("/v1/volumes/{id}/snapshots")).await {
+            Ok(snapshots) => self.index.replace_snapshots(id, snapshots),
+            Err(problem) if problem.code == Code::NotFound => {}
+            Err(problem) => return Err(problem),
+        }
+        Ok(())
+    }
+
+    /// What running guests take changes without an event.
+    async fn look_at_guests(&self) -> Result<(), Problem> {
+        for datastore in self.node.list("/v1/datastores").await? {
+            self.put_datastore(datastore);
+        }
+        for volume in self.node.list("/v1/volumes?connected=true").await? {
+            self.index.apply(Change::Volume(volume));
+        }
+        Ok(())
+    }
+
+    /// One object; None if the node does not have it.
+    async fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, Problem> {
+        match self.node.call(Method::GET, path, None::<&()>).await {
+            Ok(found) => Ok(Some(found)),
+            Err(problem) if problem.code == Code::NotFound => Ok(None),
+            Err(problem) => Err(problem),
+        }
+    }
+
+    fn put_datastore(&self, mut datastore: Datastore) {
+        datastore.policy = policy::of(&self.inventory, datastore.id);
+        policy::watch_one(&self.index, &datastore);
+        self.index.apply(Change::Datastore(datastore));
     }
 
     async fn take_task(&self, task: Task) {
@@ -226,24 +380,23 @@ impl Sync {
     async fn remember(&self, datastores: &[Datastore]) -> Result<(), Problem> {
         let mut writes = Vec::new();
         for datastore in datastores {
-            let key = format!("{PREFIX}{}", datastore.id);
-            let body = serde_json::to_value(Remembered {
-                name: datastore.name.clone(),
-                path: datastore.path.clone(),
-                file_system: datastore.file_system.clone(),
-                created: datastore.created,
-            })
-            .map_err(crate::store::internal)?;
-            let known = self.inventory.get(&key);
-            if known.as_ref().is_none_or(|known| known.body != body) {
-                let expected = known.map_or(Expected::Absent, |k| Expected::Revision(k.revision));
-                writes.push(Write { key, expected, body: Some(body) });
+            if self.is_remembered(datastore)? {
+                continue;
             }
+            let (key, body) = remembered(datastore)?;
+            let known = self.inventory.get(&key);
+            let expected = known.map_or(Expected::Absent, |k| Expected::Revision(k.revision));
+            writes.push(Write { key, expected, body: Some(body) });
         }
         if !writes.is_empty() {
             self.inventory.commit(writes).await?;
         }
         Ok(())
+    }
+
+    fn is_remembered(&self, datastore: &Datastore) -> Result<bool, Problem> {
+        let (key, body) = remembered(datastore)?;
+        Ok(self.inventory.get(&key).is_some_and(|known| known.body == body))
     }
 
     /// Datastores that belong here and that the node does not have.
@@ -279,6 +432,17 @@ impl Sync {
             })
             .collect()
     }
+}
+
+/// What the inventory has of a datastore, and where.
+fn remembered(datastore: &Datastore) -> Result<(String, Value), Problem> {
+    let body = serde_json::to_value(Remembered {
+        name: datastore.name.clone(),
+        path: datastore.path.clone(),
+        file_system: datastore.file_system.clone(),
+        created: datastore.created,
+    });
+    Ok((format!("{PREFIX}{}", datastore.id), body.map_err(crate::store::internal)?))
 }
 
 /// Takes a datastore out of the inventory after the node deleted it.

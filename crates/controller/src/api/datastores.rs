@@ -33,7 +33,7 @@ async fn list(
     Query(paging): Query<Paging>,
 ) -> Answer<Json<Page<Datastore>>> {
     let all: Vec<Datastore> = app.index.read().datastores.values().cloned().collect();
-    Ok(Json(page(all, |d| format!("{} {}", d.name, d.id), &paging)?))
+    Ok(Json(page(&all, |d| format!("{} {}", d.name, d.id), &paging)?))
 }
 
 /// Make a datastore in a directory, or adopt the one that is there
@@ -63,8 +63,9 @@ async fn show(
     Path(datastore): Path<String>,
 ) -> Answer<Json<Datastore>> {
     // Space that guests take changes without an event; whoever looks at one object wants it as it is.
-    app.refresher.refresh().await;
-    Ok(Json(app.find(&reference(ObjectKind::Datastore, &datastore)?).await?))
+    let known: Datastore = app.find(&reference(ObjectKind::Datastore, &datastore)?).await?;
+    app.refresher.refresh_datastore(known.id).await;
+    Ok(Json(app.find(&known.id.into()).await?))
 }
 
 /// Change when a datastore is an alarm, and what it refuses

@@ -132,8 +132,10 @@ impl App {
     ) -> Answer<Accepted> {
         let task: Task = self.node.call(method, path, body).await?;
         if task.state.is_final() {
-            // so that the caller finds what it made; the task itself comes as an event
-            self.refresher.refresh().await;
+            // so that the caller finds what it made
+            if !self.index.task_told(task.id, crate::sync::TOLD).await {
+                self.refresher.refresh().await;
+            }
             return Ok(Accepted(task));
         }
         let id = task.id;

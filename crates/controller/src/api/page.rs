@@ -23,9 +23,10 @@ pub(crate) struct Paging {
     pub(crate) cursor: Option<String>,
 }
 
-/// The page of `items` that `paging` asks for, in the order of `key`, which must be unique.
-pub(crate) fn page<T>(
-    items: impl IntoIterator<Item = T>,
+/// The page of `items` that `paging` asks for, in the order of `key`, which must be unique. Of a long
+/// list only the page is copied and sorted.
+pub(crate) fn page<'a, T: Clone + 'a>(
+    items: impl IntoIterator<Item = &'a T>,
     key: impl Fn(&T) -> String,
     paging: &Paging,
 ) -> Result<Page<T>, Problem> {
@@ -37,16 +38,19 @@ pub(crate) fn page<T>(
         ));
     }
     let after = paging.cursor.as_deref().map(decode).transpose()?;
-    let mut keyed: Vec<(String, T)> = items
+    let mut keyed: Vec<(String, &T)> = items
         .into_iter()
-        .map(|item| (key(&item), item))
+        .map(|item| (key(item), item))
         .filter(|(key, _)| after.as_ref().is_none_or(|after| key > after))
         .collect();
-    keyed.sort_unstable_by(|a, b| a.0.cmp(&b.0));
     let more = keyed.len() > limit;
-    keyed.truncate(limit);
+    if more {
+        keyed.select_nth_unstable_by(limit, |a, b| a.0.cmp(&b.0));
+        keyed.truncate(limit);
+    }
+    keyed.sort_unstable_by(|a, b| a.0.cmp(&b.0));
     let next = keyed.last().filter(|_| more).map(|(key, _)| encode(key));
-    Ok(Page { items: keyed.into_iter().map(|(_, item)| item).collect(), next })
+    Ok(Page { items: keyed.into_iter().map(|(_, item)| item.clone()).collect(), next })
 }
 
 fn checksum(key: &[u8]) -> [u8; 4] {
@@ -88,7 +92,7 @@ mod tests {
         let mut paging = Paging { limit: Some(7), cursor: None };
         let mut seen = Vec::new();
         loop {
-            let page = page(words(50), String::clone, &paging).expect("a page");
+            let page = page(&words(50), String::clone, &paging).expect("a page");
             seen.extend(page.items);
             match page.next {
                 Some(next) => paging.cursor = Some(next),
@@ -117,7 +121,7 @@ mod tests {
     fn limits_have_limits() {
         for (limit, fine) in [(0, false), (1, true), (MOST, true), (MOST + 1, false)] {
             let paging = Paging { limit: Some(limit), cursor: None };
-            assert_eq!(page(words(3), String::clone, &paging).is_ok(), fine, "{limit}");
+            assert_eq!(page(&words(3), String::clone, &paging).is_ok(), fine, "{limit}");
         }
     }
 }

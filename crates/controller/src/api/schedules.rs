@@ -40,7 +40,7 @@ async fn list(
     };
     let all: Vec<_> = scheduled.iter().filter_map(|volume| app.schedule_of(volume)).collect();
     let key = |s: &ScheduleStatus| format!("{} {}", s.volume_name, s.volume);
-    Ok(Json(page(all, key, &paging)?))
+    Ok(Json(page(&all, key, &paging)?))
 }
 
 /// Show the snapshot schedule of a volume

@@ -70,12 +70,9 @@ async fn list(
         Some(volume) => Some(app.volume(volume).await?.id),
         None => None,
     };
-    let all: Vec<Snapshot> = {
-        let known = app.index.read();
-        let wanted = known.snapshots.values().filter(|s| of.is_none_or(|of| of == s.volume));
-        wanted.cloned().collect()
-    };
-    Ok(Json(page(all, key, &paging)?))
+    let known = app.index.read();
+    let wanted = known.snapshots.values().filter(|s| of.is_none_or(|of| of == s.volume));
+    Ok(Json(page(wanted, key, &paging)?))
 }
 
 /// Snapshot volumes at one point in time, all or none
@@ -123,7 +120,7 @@ async fn list_of(
     Query(paging): Query<Paging>,
 ) -> Answer<Json<Page<Snapshot>>> {
     let volume = app.volume(&volume).await?;
-    Ok(Json(page(app.snapshots_of(volume.id), key, &paging)?))
+    Ok(Json(page(&app.snapshots_of(volume.id), key, &paging)?))
 }
 
 /// Show the snapshots of a volume as a tree

@@ -125,7 +125,7 @@ async fn alarms(
         };
         format!("{rank} {:020} {}", a.since.unix_ms(), a.id)
     };
-    Ok(Json(page(all, worst_first, &paging)?))
+    Ok(Json(page(&all, worst_first, &paging)?))
 }
 
 /// Who did what, newest first

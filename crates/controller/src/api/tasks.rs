@@ -47,7 +47,7 @@ async fn list(
         wanted.cloned().collect()
     };
     let newest_first = |t: &Task| format!("{:020} {}", u64::MAX - t.created.unix_ms(), t.id);
-    Ok(Json(page(all, newest_first, &paging)?))
+    Ok(Json(page(&all, newest_first, &paging)?))
 }
 
 /// Show a task

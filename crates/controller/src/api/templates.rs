@@ -58,12 +58,9 @@ async fn list(
     Query(filter): Query<OnDatastore>,
 ) -> Answer<Json<Page<Template>>> {
     let on = app.filter(&filter).await?;
-    let all: Vec<Template> = {
-        let known = app.index.read();
-        let wanted = known.templates.values().filter(|t| on.is_none_or(|on| on == t.datastore));
-        wanted.cloned().collect()
-    };
-    Ok(Json(page(all, |t| format!("{} {}", t.name, t.id), &paging)?))
+    let known = app.index.read();
+    let wanted = known.templates.values().filter(|t| on.is_none_or(|on| on == t.datastore));
+    Ok(Json(page(wanted, |t| format!("{} {}", t.name, t.id), &paging)?))
 }
 
 /// Make a template of a volume, or of one of its snapshots

@@ -30,7 +30,7 @@ async fn list(
     State(app): State<Arc<App>>,
     Query(paging): Query<Paging>,
 ) -> Answer<Json<Page<Token>>> {
-    Ok(Json(page(app.tokens.list(), |t| format!("{} {}", t.name, t.id), &paging)?))
+    Ok(Json(page(&app.tokens.list(), |t| format!("{} {}", t.name, t.id), &paging)?))
 }
 
 /// Make a token; its secret is shown this once

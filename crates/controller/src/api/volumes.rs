@@ -60,15 +60,9 @@ async fn list(
     Query(filter): Query<OnDatastore>,
 ) -> Answer<Json<Page<Volume>>> {
     let on = app.filter(&filter).await?;
-    let all: Vec<Volume> = app
-        .index
-        .read()
-        .volumes
-        .values()
-        .filter(|v| on.is_none_or(|on| on == v.datastore))
-        .cloned()
-        .collect();
-    Ok(Json(page(all, |v| format!("{} {}", v.name, v.id), &paging)?))
+    let known = app.index.read();
+    let wanted = known.volumes.values().filter(|v| on.is_none_or(|on| on == v.datastore));
+    Ok(Json(page(wanted, |v| format!("{} {}", v.name, v.id), &paging)?))
 }
 
 /// Make a volume
@@ -104,8 +98,9 @@ async fn show(
     Path(volume): Path<String>,
 ) -> Answer<Json<Volume>> {
     // Space that guests take changes without an event; whoever looks at one object wants it as it is.
-    app.refresher.refresh().await;
-    let mut found = app.volume(&volume).await?;
+    let known = app.volume(&volume).await?;
+    app.refresher.refresh_volume(known.id).await;
+    let mut found: Volume = app.find(&known.id.into()).await?;
     found.next_snapshot = app.next_snapshot(&found);
     Ok(Json(found))
 }

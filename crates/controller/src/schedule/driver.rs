@@ -227,7 +227,9 @@ impl Driver {
     ) -> Result<(), Problem> {
         let mut task: Task = self.node.call(method, path, body).await?;
         if task.state.is_final() {
-            self.refresher.refresh().await;
+            if !self.index.task_told(task.id, crate::sync::TOLD).await {
+                self.refresher.refresh().await;
+            }
         } else {
             self.index.put_new_task(&task);
             while !task.state.is_final() {

@@ -112,9 +112,12 @@ impl Fake {
 
     /// Puts linked clones on a snapshot.
     pub(crate) fn cloned(&self, name: &str, clones: u32) {
-        let mut known = self.known();
-        let snapshot = known.snapshots.values_mut().find(|s| s.name.as_str() == name);
-        snapshot.expect("a snapshot").clones = clones;
+        {
+            let mut known = self.known();
+            let snapshot = known.snapshots.values_mut().find(|s| s.name.as_str() == name);
+            snapshot.expect("a snapshot").clones = clones;
+        }
+        self.node.tell_all();
     }
 
     /// Loses a datastore with its volumes, as a node does whose list was lost.
@@ -204,9 +207,22 @@ impl Node {
         self.tell(Change::Task(task));
     }
 
-    /// Answers with the running task and ends it at once.
+    /// Tells how everything is now.
+    fn tell_all(&self) {
+        let changes: Vec<Change> = {
+            let known = self.known.lock().expect("the fake's state");
+            let datastores = known.datastores.values().map(|d| with_promises(&known, d));
+            let volumes = known.volumes.values().cloned().map(Change::Volume);
+            let snapshots = known.snapshots.values().cloned().map(Change::Snapshot);
+            datastores.map(Change::Datastore).chain(volumes).chain(snapshots).collect()
+        };
+        changes.into_iter().for_each(|change| self.tell(change));
+    }
+
+    /// Answers with the running task, tells what is now, and ends it at once.
     fn done(&self, operation: Operation, object: ObjectRef, result: Value) -> Response {
         let task = self.begin(operation, object);
+        self.tell_all();
         self.finish(task.id, Ok(result));
         (StatusCode::ACCEPTED, Json(task)).into_response()
     }
@@ -228,7 +244,8 @@ fn router(node: Node) -> Router {
         .route("/v1/datastores", get(datastores).post(create_datastore))
         .route("/v1/datastores/{id}", get(datastore))
         .route("/v1/volumes", get(volumes).post(create_volume))
-        .route("/v1/volumes/{id}", axum::routing::delete(delete_volume))
+        .route("/v1/volumes/{id}", get(volume_of).delete(delete_volume))
+        .route("/v1/volumes/{id}/snapshots", get(snapshots_of))
         .route("/v1/volumes/{id}/connect", post(connect))
         .route("/v1/volumes/{id}/disconnect", post(disconnect))
         .route("/v1/volumes/{id}/schedule", axum::routing::put(put_schedule))
@@ -274,9 +291,12 @@ async fn datastores(State(node): State<Node>) -> Json<Vec<Datastore>> {
     Json(known.datastores.values().map(|d| with_promises(&known, d)).collect())
 }
 
-async fn datastore(State(node): State<Node>, Segment(id): Segment<Uuid>) -> Json<Datastore> {
+async fn datastore(State(node): State<Node>, Segment(id): Segment<Uuid>) -> Response {
     let known = node.known.lock().expect("state");
-    Json(with_promises(&known, &known.datastores[&id]))
+    match known.datastores.get(&id) {
+        Some(datastore) => Json(with_promises(&known, datastore)).into_response(),
+        None => refuse(&Problem::not_found("datastore", id)),
+    }
 }
 
 fn with_promises(known: &Known, datastore: &Datastore) -> Datastore {
@@ -318,6 +338,13 @@ async fn create_datastore(
 
 async fn volumes(State(node): State<Node>) -> Json<Vec<Volume>> {
     Json(node.known.lock().expect("state").volumes.values().cloned().collect())
+}
+
+async fn volume_of(State(node): State<Node>, Segment(id): Segment<Uuid>) -> Response {
+    match node.known.lock().expect("state").volumes.get(&id) {
+        Some(volume) => Json(volume).into_response(),
+        None => refuse(&Problem::not_found("volume", id)),
+    }
 }
 
 async fn create_volume(State(node): State<Node>, Json(request): Json<CreateVolume>) -> Response {
@@ -372,7 +399,10 @@ fn volume(request: &CreateVolume, datastore: Uuid, datastore_name: Name) -> Volu
 async fn delete_volume(State(node): State<Node>, Segment(id): Segment<Uuid>) -> Response {
     let gone = node.known.lock().expect("state").volumes.remove(&id);
     match gone {
-        Some(volume) => node.done(Operation::VolumeDelete, of(&volume), Value::Null),
+        Some(volume) => {
+            node.tell(Change::Removed(of(&volume)));
+            node.done(Operation::VolumeDelete, of(&volume), Value::Null)
+        }
         None => refuse(&Problem::not_found("volume", id)),
     }
 }
@@ -398,6 +428,11 @@ async fn snapshots(State(node): State<Node>) -> Json<Vec<Snapshot>> {
     Json(node.known.lock().expect("state").snapshots.values().cloned().collect())
 }
 
+async fn snapshots_of(State(node): State<Node>, Segment(id): Segment<Uuid>) -> Json<Vec<Snapshot>> {
+    let known = node.known.lock().expect("state");
+    Json(known.snapshots.values().filter(|s| s.volume == id).cloned().collect())
+}
+
 fn snapshot(
     volume: &mut Volume,
     name: Name,
@@ -420,6 +455,7 @@ fn snapshot(
     };
     volume.current_snapshot = Some(snapshot.id);
     volume.snapshots += 1;
+    volume.revision += 1;
     snapshot
 }
 

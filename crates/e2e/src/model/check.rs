@@ -82,6 +82,32 @@ pub(super) fn settled(rest: &Rest) -> Result<()> {
     })
 }
 
+/// What the server has learned change by change is what the node has: a look for what there is not
+/// makes it load everything, and nothing may be different then, but for space that guests take.
+pub(super) fn mirrored(rest: &Rest) -> Result<()> {
+    let all = || -> Result<Vec<Value>> {
+        let mut all = Vec::new();
+        for kind in ["datastores", "volumes", "snapshots", "templates", "alarms"] {
+            for mut object in rest.list(&format!("/api/v1/{kind}")).map_err(plain)? {
+                for changing in ["space", "used", "merge_bytes"] {
+                    object.as_object_mut().context("an object")?.remove(changing);
+                }
+                all.push(object);
+            }
+        }
+        Ok(all)
+    };
+    let known = all()?;
+    ensure!(rest.get("/api/v1/volumes/none-of-this-name").is_err(), "a volume that nobody made");
+    let loaded = all()?;
+    let strange = |one: &[Value], other: &[Value]| -> Vec<String> {
+        one.iter().filter(|o| !other.contains(o)).map(Value::to_string).collect()
+    };
+    let (had, has) = (strange(&known, &loaded), strange(&loaded, &known));
+    ensure!(had.is_empty() && has.is_empty(), "the server had {had:#?}, the node has {has:#?}");
+    Ok(())
+}
+
 fn look(rest: &Rest) -> Result<BTreeMap<Uuid, Seen>> {
     let mut all = BTreeMap::new();
     for (path, template) in [("/api/v1/volumes", false), ("/api/v1/templates", true)] {
@@ -293,6 +319,7 @@ fn open(rest: &Rest, id: Uuid, body: &Value) -> Result<String> {
 /// Looks at everything. The guest is paused, and nothing runs.
 pub(super) fn everything(rest: &Rest, shared: &Shared, died: Died) -> Result<()> {
     settled(rest)?;
+    mirrored(rest)?;
     {
         let seen = look(rest)?;
         let mut ledger = shared.ledger();

@@ -55,6 +55,8 @@ impl Outcome {
 /// How a life ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Death {
+    /// Nothing dies: the deeds end, and what the server learned of them must be all of it.
+    Nobody,
     Node,
     Server,
     Both,
@@ -89,7 +91,8 @@ fn live(
     let guest = Guest::start(&shared, rng.next_u64());
     for number in 0..lives {
         let death = match rng.between(0, 9) {
-            0..=2 => Death::Node,
+            0..=1 => Death::Node,
+            2 => Death::Nobody,
             3 => Death::Server,
             4 => Death::Both,
             _ => Death::Power,
@@ -100,6 +103,7 @@ fn live(
         let within = || format!("life {number}, which ended by {death:?} after {after:?}");
         one_life(machine, &rest, &shared, plan, (death, after), outcome).with_context(within)?;
         match death {
+            Death::Nobody => {}
             Death::Power => outcome.cuts += 1,
             Death::Node | Death::Server | Death::Both => outcome.kills += 1,
         }
@@ -130,7 +134,7 @@ fn one_life(
         let killer = scope.spawn(move || {
             // the sender goes early where a deed went wrong
             let early = matches!(begin.recv_timeout(after), Err(RecvTimeoutError::Disconnected));
-            dying.store(true, Ordering::SeqCst);
+            dying.store(death != Death::Nobody, Ordering::SeqCst);
             let killed = if early { Ok(()) } else { kill(machine, death) };
             drop(died);
             killed
@@ -144,6 +148,7 @@ fn one_life(
     killed?;
     shared.pause();
     let died = match death {
+        Death::Nobody => Died::Nothing,
         Death::Node => Died::Processes,
         Death::Server => {
             machine.serve()?;
@@ -169,6 +174,7 @@ fn one_life(
 
 fn kill(machine: &mut Machine, death: Death) -> Result<()> {
     match death {
+        Death::Nobody => Ok(()),
         Death::Node => machine.kill_node(),
         Death::Server => machine.kill_serve(),
         Death::Both => machine.kill_all(),
