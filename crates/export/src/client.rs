@@ -3,6 +3,7 @@
 //!
 //! The server is not trusted: every length it says is held against what was asked for.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
@@ -174,9 +175,24 @@ impl NbdClient {
                 Box::new(stream)
             }
         };
+        Self::open(stream, &address.export)
+    }
+
+    /// Opens the export over a stream that leads to a server. How long it waits is the stream's.
+    ///
+    /// # Errors
+    /// If the server has no such export, or speaks another protocol.
+    pub fn over(
+        stream: impl Read + Write + Send + std::fmt::Debug + 'static,
+        export: &str,
+    ) -> NbdResult<Self> {
+        Self::open(Box::new(stream), export)
+    }
+
+    fn open(stream: Box<dyn Stream>, export: &str) -> NbdResult<Self> {
         let (size, flags, structured, allocation, cookie) = (0, 0, false, None, 0);
         let mut client = Self { stream, size, flags, structured, allocation, cookie };
-        client.negotiate(&address.export)?;
+        client.negotiate(export)?;
         Ok(client)
     }
 
@@ -299,15 +315,17 @@ impl NbdClient {
                     let mut data = vec![0; length];
                     self.receive(&mut data)?;
                     let (of, rest) = data.split_first_chunk::<4>().expect("12 bytes at least");
-                    if u32::from_be_bytes(*of) == id {
-                        let (descriptors, _) = rest.as_chunks::<8>();
-                        extents.extend(descriptors.iter().map(|one| {
-                            let [a, b, c, d, e, f, g, h] = *one;
-                            let len = u64::from(u32::from_be_bytes([a, b, c, d]));
-                            let flags = u32::from_be_bytes([e, f, g, h]);
-                            NbdExtent { len, zero: flags & state::ZERO != 0 }
-                        }));
+                    // once for each context, and only one was selected: else there were no end to it
+                    if u32::from_be_bytes(*of) != id || !extents.is_empty() {
+                        return Err(protocol("it tells of blocks that it was not asked for"));
                     }
+                    let (descriptors, _) = rest.as_chunks::<8>();
+                    extents.extend(descriptors.iter().map(|one| {
+                        let [a, b, c, d, e, f, g, h] = *one;
+                        let len = u64::from(u32::from_be_bytes([a, b, c, d]));
+                        let flags = u32::from_be_bytes([e, f, g, h]);
+                        NbdExtent { len, zero: flags & state::ZERO != 0 }
+                    }));
                 }
                 chunk::NONE if head.length == 0 => {}
                 _ => self.failed("tell its blocks", &head)?,
@@ -350,7 +368,7 @@ impl NbdClient {
             self.simple("read", cookie)?;
             return self.receive(into);
         }
-        let mut filled = 0;
+        let mut filled = Filled::default();
         loop {
             let head = self.chunk(cookie)?;
             match head.kind {
@@ -363,11 +381,11 @@ impl NbdClient {
                     };
                     let start = from.checked_sub(at).and_then(|at| usize::try_from(at).ok());
                     let end = start.and_then(|start| start.checked_add(len as usize));
-                    let place = start.zip(end).and_then(|(start, end)| into.get_mut(start..end));
+                    let range = start.zip(end).filter(|range| filled.take(*range));
+                    let place = range.and_then(|(start, end)| into.get_mut(start..end));
                     let Some(place) = place else {
-                        return Err(protocol("it sends data that was not asked for"));
+                        return Err(protocol("it sends data that was not asked for, or twice"));
                     };
-                    filled += place.len();
                     if head.kind == OFFSET_HOLE {
                         place.fill(0);
                     } else {
@@ -381,6 +399,7 @@ impl NbdClient {
                 break;
             }
         }
+        let filled = filled.len();
         if filled == into.len() {
             return Ok(());
         }
@@ -511,7 +530,11 @@ impl NbdClient {
         if of != cookie {
             return Err(protocol("a reply belongs to no request"));
         }
-        Ok(Head { done: flags & chunk::DONE != 0, kind, length })
+        let done = flags & chunk::DONE != 0;
+        if kind == chunk::NONE && !done {
+            return Err(protocol("a reply has a part that says nothing and is not its last"));
+        }
+        Ok(Head { done, kind, length })
     }
 
     /// An error chunk, or one that has no place here.
@@ -558,6 +581,32 @@ struct Head {
     done: bool,
     kind: u16,
     length: u32,
+}
+
+/// The parts of a read that have come: by their starts, their ends.
+#[derive(Debug, Default)]
+struct Filled(BTreeMap<usize, usize>);
+
+impl Filled {
+    /// Notes a part; false if it is empty or some of it has come before.
+    fn take(&mut self, (start, end): (usize, usize)) -> bool {
+        let after = self.0.range(start..).next();
+        if start >= end || after.is_some_and(|(next, _)| *next < end) {
+            return false;
+        }
+        match self.0.range_mut(..start).next_back() {
+            Some((_, last)) if *last > start => return false,
+            // parts mostly come in order: then there is one
+            Some((_, last)) if *last == start => *last = end,
+            Some(_) | None => drop(self.0.insert(start, end)),
+        }
+        true
+    }
+
+    /// Bytes of all parts.
+    fn len(&self) -> usize {
+        self.0.iter().map(|(start, end)| end - start).sum()
+    }
 }
 
 fn read_exact(stream: &mut dyn Stream, into: &mut [u8]) -> NbdResult<()> {

@@ -119,7 +119,7 @@ fn honest_answers_in_every_form() {
 
 #[test]
 fn lies_end_in_errors() {
-    let lies: [(bool, Lie); 8] = [
+    let lies: [(bool, Lie); 10] = [
         (false, |stream, _| put(stream, &[b"garbage garbage!"])),
         (false, |stream, _| put(stream, &[&SIMPLE_REPLY_MAGIC.to_be_bytes(), &[0; 12]])),
         (false, |stream, cookie| {
@@ -136,6 +136,19 @@ fn lies_end_in_errors() {
         (true, |stream, cookie| {
             let head = chunk_head(2, true, cookie, 12);
             put(stream, &[&head, &0_u64.to_be_bytes(), &u32::MAX.to_be_bytes()]);
+        }),
+        // the first half twice: as many bytes as were asked for, and the second half is not among them
+        (true, |stream, cookie| {
+            for done in [false, true] {
+                let head = chunk_head(chunk::OFFSET_DATA, done, cookie, 8 + 512);
+                put(stream, &[&head, &512_u64.to_be_bytes(), &[1; 512]]);
+            }
+        }),
+        // nothing, and more to come: it could go on for ever
+        (true, |stream, cookie| {
+            put(stream, &[&chunk_head(chunk::NONE, false, cookie, 0)]);
+            let head = chunk_head(chunk::OFFSET_DATA, true, cookie, 8 + 1024);
+            put(stream, &[&head, &512_u64.to_be_bytes(), &[1; 1024]]);
         }),
         (true, |stream, cookie| put(stream, &[&chunk_head(chunk::NONE, true, cookie, 0)])),
         (true, |stream, cookie| put(stream, &[&chunk_head(chunk::ERROR, true, cookie, u32::MAX)])),
@@ -164,5 +177,23 @@ fn blocks_are_told_within_what_was_asked() {
     let extents = client.status(0, 4096).unwrap();
     let seen: Vec<_> = extents.iter().map(|extent| (extent.len, extent.zero)).collect();
     assert_eq!(seen, [(512, false), (3584, true)]);
+    thread.join().unwrap();
+}
+
+#[test]
+fn blocks_are_told_once() {
+    let (address, thread) = server(|stream| {
+        greet(stream, true);
+        let cookie = request(stream);
+        for done in [false, true] {
+            let head = chunk_head(chunk::BLOCK_STATUS, done, cookie, 4 + 8);
+            let told = [512_u32, 0].map(u32::to_be_bytes).concat();
+            put(stream, &[&head, &7_u32.to_be_bytes(), &told]);
+        }
+    });
+    let mut client = NbdClient::connect(&address, LIMIT).unwrap();
+    // a server that never says that it is done would have all of it kept
+    let error = client.status(0, 4096).unwrap_err();
+    assert!(matches!(error, NbdError::Protocol(_)), "{error}");
     thread.join().unwrap();
 }
