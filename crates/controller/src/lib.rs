@@ -33,5 +33,5 @@ mod tokens;
 
 pub use api::{AuditEntry, System, openapi};
 pub use schedule::{WallClock, host_clock};
-pub use serve::{Announcement, ServeOptions, Served, node_info, serve, stop_node};
+pub use serve::{Announcement, ServeOptions, Served, check_state, node_info, serve, stop_node};
 pub use supervise::{NodeCommand, ended};

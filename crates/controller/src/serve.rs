@@ -186,6 +186,22 @@ pub async fn serve(options: ServeOptions) -> Result<Served, Problem> {
     })
 }
 
+/// Whether a controller could start with the database at `path`, which is made if it is missing.
+///
+/// # Errors
+/// What [`serve`] would say.
+pub fn check_state(path: &Path) -> Result<(), Problem> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.map_err(crate::store::internal)?.block_on(async {
+        let store = Store::open(path)?;
+        let inventory = Arc::new(Inventory::load(store.clone()).await?);
+        let tokens = Tokens::new(Arc::clone(&inventory)).list();
+        let tasks = store.tasks(HISTORY).await?;
+        tracing::debug!(tokens = tokens.len(), tasks = tasks.len(), "the database can be read");
+        Ok(())
+    })
+}
+
 impl Served {
     /// Tells it to end; the node stays.
     pub fn close(&self) {

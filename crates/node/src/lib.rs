@@ -118,10 +118,7 @@ impl Node {
             die_on_panic();
         }
         let data = DataDir::open(&options.data, options.logs.as_deref())?;
-        let saved = Saved::load(&data).map_err(|error| match error {
-            StateError::Format { .. } => StartError::Format(error.to_string()),
-            StateError::Data(_) | StateError::Parse { .. } => StartError::State(error.to_string()),
-        })?;
+        let saved = saved(&data)?;
         let socket = data.socket();
         let listener = http::bind(&socket)?;
         let events = Events::new();
@@ -205,6 +202,22 @@ impl Node {
         }
         tracing::info!("node ended");
     }
+}
+
+/// Whether a node could start with the state that stands in `data`; nothing of it is acted upon.
+///
+/// # Errors
+/// What [`Node::start`] would say.
+pub fn check_state(data: &Path) -> Result<(), StartError> {
+    let data = DataDir::open(data, Some(&data.join("logs")))?;
+    saved(&data).map(drop)
+}
+
+fn saved(data: &DataDir) -> Result<Saved, StartError> {
+    Saved::load(data).map_err(|error| match error {
+        StateError::Format { .. } => StartError::Format(error.to_string()),
+        StateError::Data(_) | StateError::Parse { .. } => StartError::State(error.to_string()),
+    })
 }
 
 fn ended(thread: &std::thread::Result<()>) {

@@ -1,6 +1,8 @@
-//! `cargo xtask fuzz`: the targets of fuzz/ under libFuzzer. They are a workspace of their own, because
-//! only a nightly compiler can instrument; what cargo-fuzz would add is a handful of flags.
+//! `cargo xtask fuzz`: the targets of crate `hostile` under libFuzzer. Their programs are a workspace of
+//! their own, because only a nightly compiler can instrument; what cargo-fuzz would add is a handful of
+//! flags.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -14,40 +16,96 @@ const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer
                      -Cllvm-args=-sanitizer-coverage-pc-table -Zsanitizer=address \
                      -Cdebug-assertions";
 
-pub(crate) fn run(seconds: u32, only: &[String]) -> Result<()> {
+/// Bytes of a corpus beyond which nothing is added to it: all of them are replayed with every test run.
+const CORPUS: u64 = 64 << 10;
+/// The longest input that is added.
+const INPUT: u64 = 2 << 10;
+
+/// The gate's long form.
+pub(crate) fn long() -> Result<()> {
+    run(120, false, &[])
+}
+
+/// Runs each target for so many seconds, `only` these if any are named; with `keep`, what reaches more
+/// code than the corpus is added to it.
+pub(crate) fn run(seconds: u32, keep: bool, only: &[String]) -> Result<()> {
+    let host = host()?;
+    let targets = text(Command::new("git").args(["ls-files", "fuzz/fuzz_targets"]))?
+        .lines()
+        .filter_map(|path| path.rsplit('/').next()?.strip_suffix(".rs").map(str::to_owned))
+        .filter(|name| only.is_empty() || only.contains(name))
+        .collect::<Vec<_>>();
+    ensure!(!targets.is_empty(), "there is no such target in fuzz/fuzz_targets");
+    // what state files and servers write goes to memory: durability is not what is looked for
+    let memory = Some(Path::new("/dev/shm")).filter(|dir| dir.is_dir());
+    let scratch = tempfile::tempdir_in(memory.unwrap_or(&std::env::temp_dir()))?;
+    let program = |target: &str| {
+        let mut fuzz = nightly("cargo");
+        fuzz.args(["run", "--quiet", "--release", "--manifest-path", "fuzz/Cargo.toml"]);
+        fuzz.args(["--target-dir", "target/fuzz/build", "--target", &host, "--bin", target, "--"]);
+        fuzz.env("RUSTFLAGS", FLAGS).env("TMPDIR", scratch.path());
+        fuzz.args(["-rss_limit_mb=2048", "-timeout=10"]);
+        fuzz.arg(format!("-artifact_prefix=target/fuzz/{target}-"));
+        fuzz
+    };
+    for target in targets {
+        // what is found on the way stays here, and is where the next run goes on
+        let (found, corpus) = (format!("target/fuzz/{target}"), format!("fuzz/corpus/{target}"));
+        std::fs::create_dir_all(&found)?;
+        let mut fuzz = program(&target);
+        fuzz.args([&found, &corpus, &format!("-max_total_time={seconds}")]);
+        show(fuzz.arg("-print_final_stats=1"))?;
+        if keep {
+            let chosen = scratch.path().join("chosen").join(&target);
+            std::fs::create_dir_all(&chosen)?;
+            let mut merge = program(&target);
+            merge.arg("-set_cover_merge=1").arg(&chosen).args([&corpus, &found]);
+            show(&mut merge)?;
+            add(&chosen, Path::new(&corpus))?;
+        }
+    }
+    Ok(())
+}
+
+/// Adds the smallest of the chosen inputs that `corpus` lacks, while it stays small.
+fn add(chosen: &Path, corpus: &Path) -> Result<()> {
+    let inputs = |dir: &Path| -> Result<Vec<(u64, Vec<u8>)>> {
+        let read = |entry: std::io::Result<std::fs::DirEntry>| {
+            let bytes = std::fs::read(entry?.path())?;
+            Ok((bytes.len() as u64, bytes))
+        };
+        std::fs::read_dir(dir)?.map(read).collect()
+    };
+    let known = inputs(corpus)?;
+    let mut size: u64 = known.iter().map(|(len, _)| len).sum();
+    let mut new = inputs(chosen)?;
+    new.retain(|input| input.0 <= INPUT && !known.contains(input));
+    new.sort();
+    let mut number = known.len();
+    for (len, bytes) in new {
+        if size + len > CORPUS {
+            break;
+        }
+        size += len;
+        // numbers, in order of their size: a name that says nothing should not look as if it did
+        while corpus.join(format!("found-{number:03}")).exists() {
+            number += 1;
+        }
+        std::fs::write(corpus.join(format!("found-{number:03}")), bytes)?;
+        number += 1;
+    }
+    Ok(())
+}
+
+/// The host's triple. Named to cargo, so that build scripts and macros are not instrumented.
+fn host() -> Result<String> {
     let version = nightly("rustc").arg("-vV").output();
     let version = version.ok().filter(|output| output.status.success());
     let version =
         version.context("fuzzing needs a nightly compiler: rustup toolchain install nightly")?;
     let version = String::from_utf8(version.stdout)?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
-    // Named, so that build scripts and macros are not instrumented.
-    let host = host.context("rustc names no host")?;
-    let mut targets = text(Command::new("git").args(["ls-files", "fuzz/fuzz_targets"]))?
-        .lines()
-        .filter_map(|path| path.rsplit('/').next()?.strip_suffix(".rs").map(str::to_owned))
-        .filter(|name| only.is_empty() || only.contains(name))
-        .collect::<Vec<_>>();
-    targets.sort();
-    ensure!(!targets.is_empty(), "there is no such target in fuzz/fuzz_targets");
-    for target in targets {
-        // What is found on the way is kept here; a corpus worth keeping is committed by hand.
-        let found = format!("target/fuzz/{target}");
-        std::fs::create_dir_all(&found)?;
-        let mut fuzz = nightly("cargo");
-        fuzz.args(["run", "--quiet", "--release", "--manifest-path", "fuzz/Cargo.toml"]);
-        fuzz.args(["--target-dir", "target/fuzz/build", "--target", host, "--bin", &target, "--"]);
-        fuzz.arg(&found);
-        let corpus = format!("fuzz/corpus/{target}");
-        if std::path::Path::new(&corpus).is_dir() {
-            fuzz.arg(corpus);
-        }
-        fuzz.arg(format!("-max_total_time={seconds}"));
-        fuzz.args(["-rss_limit_mb=2048", "-timeout=10", "-print_final_stats=1"]);
-        fuzz.arg(format!("-artifact_prefix=target/fuzz/{target}-"));
-        show(fuzz.env("RUSTFLAGS", FLAGS))?;
-    }
-    Ok(())
+    Ok(host.context("rustc names no host")?.to_owned())
 }
 
 /// A tool of the nightly toolchain; the pinned one that runs us must not leak into it.

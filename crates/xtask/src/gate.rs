@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
 
-use crate::{cargo, edges, show, text};
+use crate::{cargo, edges, fuzz, show, text};
 
 type Step = (&'static str, fn() -> Result<()>);
 
@@ -22,11 +22,15 @@ const STEPS: &[Step] = &[
     ("documentation", documentation),
     ("openapi.json is what the code says", openapi),
     ("committed seeds of the simulator", seeds),
+    ("kept inputs of the fuzzer", corpora),
 ];
 
-pub(crate) fn run() -> Result<()> {
+/// What the long form adds.
+const LONG: &[Step] = &[("fuzzing, 2 minutes each target", fuzz::long)];
+
+pub(crate) fn run(long: bool) -> Result<()> {
     let mut failed = Vec::new();
-    for (name, step) in STEPS {
+    for (name, step) in STEPS.iter().chain(if long { LONG } else { &[] }) {
         println!("== {name}");
         let begin = Instant::now();
         let result = step();
@@ -62,6 +66,10 @@ fn openapi() -> Result<()> {
 
 fn seeds() -> Result<()> {
     tests("sim", "committed")
+}
+
+fn corpora() -> Result<()> {
+    tests("hostile", "every_")
 }
 
 /// Runs the tests of a crate whose names contain `filter`; there must be one, or a renamed test would

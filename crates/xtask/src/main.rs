@@ -48,12 +48,19 @@ enum Task {
         bench: Vec<OsString>,
     },
     /// The gate: everything but the tests that a change must pass.
-    Ci,
-    /// Every decoder under libFuzzer, one after the other; needs a nightly compiler.
+    Ci {
+        /// Then every reader of hostile bytes under libFuzzer, 2 minutes each; needs a nightly compiler.
+        #[arg(long)]
+        long: bool,
+    },
+    /// Every reader of hostile bytes under libFuzzer, one after the other; needs a nightly compiler.
     Fuzz {
         /// Seconds for each target.
         #[arg(long, default_value_t = 60)]
         seconds: u32,
+        /// Add to the corpora what reaches more code than they do.
+        #[arg(long)]
+        keep: bool,
         /// Only these targets.
         targets: Vec<String>,
     },
@@ -106,8 +113,8 @@ fn main() -> Result<()> {
             let mut run = cargo(&["run", "--quiet", "--release", "-p", "bench", "--"]);
             show(run.args(bench).env("SHALE_BIN", binary))
         }
-        Task::Ci => gate::run(),
-        Task::Fuzz { seconds, targets } => fuzz::run(seconds, &targets),
+        Task::Ci { long } => gate::run(long),
+        Task::Fuzz { seconds, keep, targets } => fuzz::run(seconds, keep, &targets),
         Task::Model { minutes, model } => {
             packages::install()?;
             let binary = build("release")?;
