@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hostile::run("cell", bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hostile::cell(bytes));

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hostile::run("intent", bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hostile::intent(bytes));

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hostile::run("nbd_client", bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hostile::nbd_client(bytes));

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hostile::run("rest_controller", bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hostile::rest_controller(bytes));

@@ -7,12 +7,13 @@ use std::rc::Rc;
 use disk::{Access, Disk, LOG_MIN, LogIdentity, LogState, OpenChain, Rules};
 use image::check::{CheckStep, Checker};
 use image::{ParentRef, SectorCount, Timestamp, Trust, Uuid, create};
-use io::sim::{SimFile, SimSpace, SimWorld};
+use io::sim::SimWorld;
 use io::{
     BlockDevice, BlockFile, ByteCount, ByteOffset, Durability, IoBuf, Local, LogMemory, Request,
 };
 
 use crate::input::Input;
+use crate::sparse::SparseFile;
 
 const LEAF: Uuid = Uuid::from_u128(2);
 const BLOCK: u64 = 2 << 20;
@@ -45,7 +46,7 @@ impl LogMemory for Ram {
 
 /// First byte 0: the rest is the log's memory as it is. Else, bit 1: a differencing leaf; the epochs of
 /// the two halves; and records of 13 bytes, {kind and half, block, and two numbers}.
-pub(crate) fn log(bytes: &[u8]) {
+pub fn log(bytes: &[u8]) {
     opens(bytes);
 }
 
@@ -58,8 +59,7 @@ fn opens(bytes: &[u8]) -> bool {
     let told = disk::log_identity(&*memory).is_ok();
     assert!(!told || disk::log_version(&memory.0.borrow()).is_some());
     let (executor, world) = SimWorld::start(1);
-    let space = world.add_space(ByteCount::mib(64));
-    executor.block_on(replay(world.local().clone(), &space, memory, mode & 2 != 0))
+    executor.block_on(replay(world.local().clone(), memory, mode & 2 != 0))
 }
 
 fn raw(bytes: &[u8]) -> Vec<u8> {
@@ -116,17 +116,17 @@ fn identity() -> [u8; 96] {
 }
 
 /// Opens the leaf with this log, uses it, closes it, and looks at what it left.
-async fn replay(local: Local, space: &SimSpace, memory: Rc<Ram>, differencing: bool) -> bool {
-    let mut files: Vec<Rc<SimFile>> = Vec::new();
+async fn replay(local: Local, memory: Rc<Ram>, differencing: bool) -> bool {
+    let mut files: Vec<Rc<SparseFile>> = Vec::new();
     let (size, now) = (SectorCount(BLOCKS * BLOCK / 512), Timestamp(0));
     let base = Uuid::from_u128(1);
     if differencing {
-        files.push(write(space, create::dynamic(base, size, now).expect("a base")).await);
+        files.push(write(create::dynamic(base, size, now).expect("a base")).await);
         let parent = ParentRef::sibling(base);
         let leaf = create::differencing(LEAF, size, now, &parent).expect("a leaf");
-        files.push(write(space, leaf).await);
+        files.push(write(leaf).await);
     } else {
-        files.push(write(space, create::dynamic(LEAF, size, now).expect("a leaf")).await);
+        files.push(write(create::dynamic(LEAF, size, now).expect("a leaf")).await);
     }
     let open = |memory: Rc<Ram>, state| OpenChain {
         files: files.iter().map(|file| Rc::clone(file) as Rc<dyn BlockFile>).collect(),
@@ -172,8 +172,8 @@ async fn put(disk: &Disk, at: u64) {
     disk.submit(Request::Write { at, from, durability }).await.expect("written");
 }
 
-async fn write(space: &SimSpace, new: create::NewImage) -> Rc<SimFile> {
-    let file = space.create();
+async fn write(new: create::NewImage) -> Rc<SparseFile> {
+    let file = SparseFile::new();
     for (at, bytes) in new.pieces {
         let (at, from) = (ByteOffset(at.bytes()), IoBuf::copied(&bytes));
         let durability = Durability::Cached;
@@ -183,7 +183,7 @@ async fn write(space: &SimSpace, new: create::NewImage) -> Rc<SimFile> {
     file
 }
 
-async fn check(file: &Rc<SimFile>) -> Vec<image::check::Finding> {
+async fn check(file: &Rc<SparseFile>) -> Vec<image::check::Finding> {
     let mut checker = Checker::new(file.info().size.0, Trust::Own);
     loop {
         match checker.step() {

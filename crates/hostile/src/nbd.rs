@@ -54,7 +54,7 @@ fn run(input: &[u8], step: usize) -> (Vec<u8>, String) {
 
 /// The handshake: whatever comes, in whatever pieces, the answer is bounded by the question, and does
 /// not depend on the pieces.
-pub(crate) fn handshake(bytes: &[u8]) {
+pub fn nbd_handshake(bytes: &[u8]) {
     let mut input = Input(bytes);
     let (step, bytes) = (input.u8(), input.0);
     let whole = run(bytes, usize::MAX / 2);
@@ -64,7 +64,7 @@ pub(crate) fn handshake(bytes: &[u8]) {
 
 /// Requests, compact and extended: no command that is accepted leaves the device, tells what was not
 /// selected, or comes with another payload than it says.
-pub(crate) fn requests(bytes: &[u8]) {
+pub fn nbd_requests(bytes: &[u8]) {
     let mut input = Input(bytes);
     let settings = input.u8();
     let [chunks, extended, allocation, depth, read_only] =
@@ -133,11 +133,11 @@ impl Write for Server {
     }
 }
 
-/// The longest read and write of [`client`].
+/// The longest read and write of [`nbd_client`].
 const PART: u64 = 4096;
 
 /// A hostile server: whatever it answers, the client ends, and takes no more than it asked for.
-pub(crate) fn client(bytes: &[u8]) {
+pub fn nbd_client(bytes: &[u8]) {
     served(bytes);
 }
 

@@ -4,7 +4,7 @@ use catalog::{Cell, Intent, Record};
 use uuid::Uuid;
 
 /// Records of volumes (with their snapshots, segments, schedules) and of sets.
-pub(crate) fn record(bytes: &[u8]) {
+pub fn record(bytes: &[u8]) {
     let id = claimed(bytes);
     if let Ok(record) = Record::decode(id, bytes) {
         assert_eq!(Record::decode(id, &record.encode()).as_ref().ok(), Some(&record));
@@ -17,7 +17,7 @@ pub(crate) fn record(bytes: &[u8]) {
 }
 
 /// Cells of layers and of volumes.
-pub(crate) fn cell(bytes: &[u8]) {
+pub fn cell(bytes: &[u8]) {
     let id = claimed(bytes);
     if let Ok(cell) = Cell::decode(id, bytes) {
         assert_eq!(Cell::decode(id, &cell.encode()).as_ref().ok(), Some(&cell));
@@ -25,7 +25,7 @@ pub(crate) fn cell(bytes: &[u8]) {
 }
 
 /// Intents.
-pub(crate) fn intent(bytes: &[u8]) {
+pub fn intent(bytes: &[u8]) {
     let id = claimed(bytes);
     if let Ok(intent) = Intent::decode(id, bytes) {
         assert_eq!(Intent::decode(id, &intent.encode()).as_ref().ok(), Some(&intent));

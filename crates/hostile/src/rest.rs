@@ -27,7 +27,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime::Runtime;
 
 /// Texts that stand for values: what parses prints as what parses to the same.
-pub(crate) fn texts(bytes: &[u8]) {
+pub fn texts(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     said::<model::Name>(&text);
     said::<model::Reference>(&text);
@@ -49,7 +49,7 @@ fn said<T: FromStr + Display + PartialEq + Debug>(text: &str) {
 }
 
 /// Bodies of requests: what is taken is written as what is taken for the same.
-pub(crate) fn bodies(bytes: &[u8]) {
+pub fn rest_bodies(bytes: &[u8]) {
     taken::<model::CreateDatastore>(bytes);
     taken::<model::UpdateDatastore>(bytes);
     taken::<model::CreateVolume>(bytes);
@@ -85,12 +85,12 @@ fn taken<T: DeserializeOwned + Serialize + PartialEq + Debug>(bytes: &[u8]) {
 }
 
 /// A request to the node's socket.
-pub(crate) fn node(bytes: &[u8]) {
+pub fn rest_node(bytes: &[u8]) {
     ask(bytes, Side::Node);
 }
 
 /// A request to the public API, by the administrator; the controller passes on what it takes.
-pub(crate) fn controller(bytes: &[u8]) {
+pub fn rest_controller(bytes: &[u8]) {
     ask(bytes, Side::Controller);
 }
 

@@ -20,7 +20,7 @@ fn dir() -> PathBuf {
 }
 
 /// One of the node's three files, chosen by the first byte; it stays as it is.
-pub(crate) fn node(bytes: &[u8]) {
+pub fn node_state(bytes: &[u8]) {
     let mut input = Input(bytes);
     let names = ["connections.json", "datastores.json", "transfers.json"];
     let name = names[usize::from(input.u8()) % names.len()];
@@ -43,7 +43,7 @@ pub(crate) fn node(bytes: &[u8]) {
 ///   KEY SPACE BODY     a document of the inventory
 ///   task BODY          a finished task
 /// ```
-pub(crate) fn controller(bytes: &[u8]) {
+pub fn controller_state(bytes: &[u8]) {
     let path = dir().join("controller.db");
     for beside in ["controller.db", "controller.db-wal", "controller.db-shm"] {
         match std::fs::remove_file(dir().join(beside)) {

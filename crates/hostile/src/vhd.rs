@@ -10,7 +10,7 @@ use image::{
 use crate::input::Input;
 
 /// A footer that decodes is written back so that it decodes to the same.
-pub(crate) fn footer(bytes: &[u8]) {
+pub fn footer(bytes: &[u8]) {
     let mut bytes: [u8; 512] = Input(bytes).array();
     if let Ok(footer) = Footer::decode(&bytes) {
         assert_eq!(Footer::decode(&footer.encode()), Ok(footer));
@@ -24,7 +24,7 @@ pub(crate) fn footer(bytes: &[u8]) {
 }
 
 /// A dynamic header that decodes is written back so that it decodes to the same.
-pub(crate) fn header(bytes: &[u8]) {
+pub fn header(bytes: &[u8]) {
     let mut bytes: [u8; 1024] = Input(bytes).array();
     bytes[..8].copy_from_slice(b"cxsparse");
     put_sum(&mut bytes, 0, 1024, 36);
@@ -35,7 +35,7 @@ pub(crate) fn header(bytes: &[u8]) {
 }
 
 /// BAT entries: each is read as it is written, and blocks are judged without a panic.
-pub(crate) fn bat(bytes: &[u8]) {
+pub fn bat(bytes: &[u8]) {
     let mut input = Input(bytes);
     let (size, file_len, bytes) = (input.u32(), input.u64(), input.0);
     let size = SectorCount(u64::from(size.max(1)).min(image::MAX_SECTORS.0));
@@ -52,7 +52,7 @@ pub(crate) fn bat(bytes: &[u8]) {
 }
 
 /// Bitmaps: runs tell every bit, and changes change what they say.
-pub(crate) fn bitmap(bytes: &[u8]) {
+pub fn bitmap(bytes: &[u8]) {
     let mut input = Input(bytes);
     let mut bitmap = Bitmap::from_bytes(&input.array::<512>());
     let mut flags: Vec<bool> = (0..4096).map(|sector| bitmap.get(sector)).collect();
@@ -78,7 +78,7 @@ pub(crate) fn bitmap(bytes: &[u8]) {
 }
 
 /// Parent locators: paths of any bytes are shown, and those of our own files come back as they were.
-pub(crate) fn locators(bytes: &[u8]) {
+pub fn locators(bytes: &[u8]) {
     let mut input = Input(bytes);
     let units = input.u8();
     let name = (0..units).map(|_| input.u16()).filter(|unit| *unit != 0).collect();
@@ -111,7 +111,7 @@ pub(crate) fn locators(bytes: &[u8]) {
 }
 
 /// What a file is taken for: a file that opens as a VHD by its end is told as one, or as ambiguous.
-pub(crate) fn sniff(bytes: &[u8]) {
+pub fn sniff(bytes: &[u8]) {
     let mut input = Input(bytes);
     let len = input.u16();
     let (head, tail) = (input.up_to(len.into()), input.0);
@@ -123,7 +123,7 @@ pub(crate) fn sniff(bytes: &[u8]) {
 
 /// Any file, under each kind of trust: opened, checked and mapped without an access outside the file
 /// or an extent that is empty or outside the disk.
-pub(crate) fn opener(bytes: &[u8]) {
+pub fn opener(bytes: &[u8]) {
     let mut file = bytes.to_vec();
     put_sum(&mut file, 0, 512, 64);
     put_sum(&mut file, 512, 1024, 36);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use hostile::{TARGETS, run};
+use hostile::TARGETS;
 
 fn fuzz() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz")
@@ -30,20 +30,20 @@ fn every_target_has_its_program_and_its_corpus() {
         assert!(manifest.contains(&format!("path = \"fuzz_targets/{name}.rs\"")), "{name}");
         let program = fuzz().join(format!("fuzz_targets/{name}.rs"));
         let program = std::fs::read_to_string(program).expect("a program");
-        assert!(program.contains(&format!("hostile::run(\"{name}\", bytes)")), "{name}");
+        assert!(program.contains(&format!("hostile::{name}(bytes)")), "{name}");
     }
 }
 
 #[test]
 fn every_kept_input_is_taken() {
-    for (name, _) in TARGETS {
+    for (name, target) in TARGETS {
         let dir = fuzz().join("corpus").join(name);
         let (mut files, mut size) = (0, 0);
         for entry in std::fs::read_dir(&dir).expect("a corpus") {
             let path = entry.expect("an entry").path();
             let bytes = std::fs::read(&path).expect("a file");
             (files, size) = (files + 1, size + bytes.len());
-            if let Err(panic) = std::panic::catch_unwind(|| run(name, &bytes)) {
+            if let Err(panic) = std::panic::catch_unwind(|| target(&bytes)) {
                 eprintln!("the input is {}", path.display());
                 std::panic::resume_unwind(panic);
             }
@@ -51,8 +51,8 @@ fn every_kept_input_is_taken() {
         assert!(files > 0, "{name} has no corpus");
         assert!(size <= 100 << 10, "the corpus of {name} has {size} bytes: keep what matters");
         // an empty input, and one of nothing but ones
-        run(name, &[]);
-        run(name, &[0xff; 600]);
+        target(&[]);
+        target(&[0xff; 600]);
     }
     hostile::end();
 }

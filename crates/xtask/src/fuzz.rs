@@ -18,8 +18,9 @@ const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer
 
 /// Bytes of a corpus beyond which nothing is added to it: all of them are replayed with every test run.
 const CORPUS: u64 = 64 << 10;
-/// The longest input that is added.
+/// The longest input that is added, and how many are at a time.
 const INPUT: u64 = 2 << 10;
+const INPUTS: usize = 40;
 
 /// The gate's long form.
 pub(crate) fn long() -> Result<()> {
@@ -67,7 +68,7 @@ pub(crate) fn run(seconds: u32, keep: bool, only: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Adds the smallest of the chosen inputs that `corpus` lacks, while it stays small.
+/// Adds some of the chosen inputs that `corpus` lacks, of every size, while it stays small.
 fn add(chosen: &Path, corpus: &Path) -> Result<()> {
     let inputs = |dir: &Path| -> Result<Vec<(u64, Vec<u8>)>> {
         let read = |entry: std::io::Result<std::fs::DirEntry>| {
@@ -81,18 +82,17 @@ fn add(chosen: &Path, corpus: &Path) -> Result<()> {
     let mut new = inputs(chosen)?;
     new.retain(|input| input.0 <= INPUT && !known.contains(input));
     new.sort();
-    let mut number = known.len();
-    for (len, bytes) in new {
+    let apart = new.len().div_ceil(INPUTS).max(1);
+    let free = |number: &u32| !corpus.join(format!("found-{number:03}")).exists();
+    // numbers: a name that says nothing should not look as if it did
+    let mut numbers = (0..).filter(free).take(INPUTS).collect::<Vec<_>>().into_iter();
+    for (len, bytes) in new.into_iter().step_by(apart) {
         if size + len > CORPUS {
             break;
         }
         size += len;
-        // numbers, in order of their size: a name that says nothing should not look as if it did
-        while corpus.join(format!("found-{number:03}")).exists() {
-            number += 1;
-        }
+        let number = numbers.next().context("more inputs than were to be added")?;
         std::fs::write(corpus.join(format!("found-{number:03}")), bytes)?;
-        number += 1;
     }
     Ok(())
 }
@@ -113,4 +113,38 @@ fn nightly(tool: &str) -> Command {
     let mut command = Command::new(tool);
     command.arg("+nightly").env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO");
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_corpus_takes_what_it_lacks_and_stays_small() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let [chosen, corpus] = ["chosen", "corpus"].map(|name| dir.path().join(name));
+        for dir in [&chosen, &corpus] {
+            std::fs::create_dir(dir).expect("a directory");
+        }
+        let write = |path: std::path::PathBuf, bytes: &[u8]| {
+            std::fs::write(path, bytes).expect("a file");
+        };
+        write(corpus.join("seed"), &[7; 9]);
+        write(corpus.join("found-000"), &[8; 9]);
+        write(chosen.join("known"), &[7; 9]);
+        write(chosen.join("long"), &[0; 3000]);
+        write(chosen.join("new"), &[1; 10]);
+        add(&chosen, &corpus).expect("added");
+        assert_eq!(std::fs::read(corpus.join("found-001")).expect("a file"), [1; 10]);
+        assert_eq!(std::fs::read_dir(&corpus).expect("entries").count(), 3);
+        for number in 0..100_u8 {
+            write(chosen.join(format!("{number}")), &[number; 2000]);
+        }
+        add(&chosen, &corpus).expect("added");
+        let files = std::fs::read_dir(&corpus).expect("entries");
+        let sizes: Vec<_> =
+            files.map(|file| file.and_then(|f| f.metadata()).expect("a file").len()).collect();
+        assert!(sizes.iter().sum::<u64>() <= CORPUS, "{sizes:?}");
+        assert!((30..=3 + INPUTS).contains(&sizes.len()), "{sizes:?}");
+    }
 }
