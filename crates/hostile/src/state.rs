@@ -21,6 +21,11 @@ fn dir() -> PathBuf {
 
 /// One of the node's three files, chosen by the first byte; it stays as it is.
 pub fn node_state(bytes: &[u8]) {
+    starts(bytes);
+}
+
+/// Whether a node could start with the file.
+fn starts(bytes: &[u8]) -> bool {
     let mut input = Input(bytes);
     let names = ["connections.json", "datastores.json", "transfers.json"];
     let name = names[usize::from(input.u8()) % names.len()];
@@ -28,12 +33,14 @@ pub fn node_state(bytes: &[u8]) {
     std::fs::create_dir_all(data.join("node")).expect("a directory");
     let path = data.join("node").join(name);
     std::fs::write(&path, input.0).expect("a file");
-    if let Err(error) = node::check_state(&data) {
+    let told = node::check_state(&data);
+    if let Err(error) = &told {
         let text = error.to_string();
         assert!(text.contains(name), "'{text}' does not name {name}");
     }
     assert_eq!(std::fs::read(&path).expect("a file"), input.0, "reading changes nothing");
     std::fs::remove_file(&path).expect("a file");
+    told.is_ok()
 }
 
 /// The controller's database: a whole file, or, after any other first byte than SQLite's, lines of
@@ -78,4 +85,19 @@ fn fill(path: &std::path::Path, lines: &str) {
         all.execute(sql, params![id, number, body]).expect("a row");
     }
     all.commit().expect("all rows");
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn seeds_reach_what_they_are_for() {
+        let seed = |name| {
+            let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/corpus/node_state/");
+            super::starts(&std::fs::read(format!("{dir}{name}")).expect("a seed"))
+        };
+        for taken in ["connections", "datastores", "transfers"] {
+            assert!(seed(taken), "{taken}");
+        }
+        assert!(!seed("later-format"));
+    }
 }
