@@ -8,6 +8,7 @@
 //!        ├── qemu     one running guest, driven over its serial console
 //!        ├── need     what a test asks of the machine; a missing thing is a clear failure
 //!        ├── tools    qemu-img and qemu-io on a connected volume
+//!        ├── second_reader  the layer format as its document tells it, in Python
 //!        ├── mount    a small file system of its own, for full stores
 //!        ├── model    random lives of a system against a model in memory
 //!        └── process  children that end with their owner
@@ -22,6 +23,7 @@ pub mod mount;
 pub mod need;
 pub mod process;
 pub mod qemu;
+pub mod second_reader;
 pub mod shale;
 pub mod tools;
 

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use e2e::process::run;
 use e2e::shale::exit;
 use e2e::tools::{self, Fill};
-use e2e::{Shale, need};
+use e2e::{Shale, need, second_reader};
 use image::{
     DynamicHeader, Footer, Kind, Locator, LocatorEntry, Platform, SectorCount, Timestamp, Uuid,
     WideName,
@@ -130,9 +130,14 @@ fn path(path: &Path) -> Result<&str> {
     path.to_str().context("a path in UTF-8")
 }
 
+/// Imports a chain, which is then what the second reader sees in the files.
 fn import(shale: &Shale, name: &str, from: &Path, more: &[&str]) -> Result<()> {
     let words = ["volume", "import", name, "--datastore", "fast", "--chain", "--from"];
-    shale.cli(&[&words[..], &[path(from)?], more].concat()).map(drop)
+    shale.cli(&[&words[..], &[path(from)?], more].concat())?;
+    let out = shale.home().join("second.raw");
+    let seen = second_reader::foreign(from, &out)?;
+    ensure!(seen.fine(), "{name}: {seen:?}");
+    same(&std::fs::read(&out)?, &content(shale, name, None)?, &format!("{name}: {seen:?}"))
 }
 
 fn refused(shale: &Shale, from: &Path, code: i32, says: &[&str]) -> Result<()> {
@@ -141,6 +146,8 @@ fn refused(shale: &Shale, from: &Path, code: i32, says: &[&str]) -> Result<()> {
     for text in says {
         ensure!(said.contains(text), "it says: {said}, not: {text}");
     }
+    let seen = second_reader::foreign(from, &shale.home().join("second.raw"))?;
+    ensure!(seen.refused.is_some(), "the second reader takes {}: {seen:?}", from.display());
     ensure!(!shale.names(&["volume", "list"])?.contains(&"no".to_owned()), "a volume is left");
     Ok(())
 }
