@@ -22,12 +22,10 @@ use crate::layer::{self, Layer, block_count};
 use crate::locks::{Pace, Pinned};
 use crate::record::VolumeRecord;
 use crate::segments::{MAX_SEGMENT, Tip};
-use crate::target::{Chunk, SizeKnown, Target};
+use crate::target::{Chunk, SizeKnown, Target, stored_runs};
 use crate::tree::Node;
 use crate::volumes::cancelled;
 
-/// Runs of zeros of this many bytes become holes of raw files.
-const HOLE: usize = 64 << 10;
 /// Sectors that one byte of a bitmap stands for: libvhdi takes them for owned together.
 const TOGETHER: u32 = 8;
 
@@ -362,10 +360,8 @@ impl ReadPoint {
             }
             let start = u64::from(block) * BLOCK_BYTES;
             let bytes = self.block(block).await?.unwrap_or_default();
-            for (piece, at) in bytes.chunks(HOLE).zip((start..).step_by(HOLE)) {
-                if piece.iter().any(|byte| *byte != 0) {
-                    layer::write(to, at, &IoBuf::copied(piece)).await?;
-                }
+            for run in stored_runs(&bytes) {
+                layer::write(to, start + run.start as u64, &IoBuf::copied(&bytes[run])).await?;
             }
             progress.advance((start + BLOCK_BYTES).min(self.size()));
             next = self.next_stored(block + 1).await?;

@@ -64,4 +64,4 @@ pub use record::{
 };
 pub use segments::{MAX_SEGMENT, Tip};
 pub use space::Measured;
-pub use target::Chunk;
+pub use target::{Chunk, stored_runs};

@@ -7,6 +7,7 @@
 //!   fixed             data | footer
 //! ```
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use image::{
@@ -17,8 +18,24 @@ use io::{BlockFile, ByteCount, ByteRange, IoBuf, IoErrorKind};
 use crate::error::{CatalogError, Code, Result};
 use crate::layer::{self, block_count};
 
-/// Runs of zeros of this many bytes become holes.
-const HOLE: usize = 64 << 10;
+/// Zeros become holes in pieces of this many bytes: the grain in which file systems store.
+const HOLE: usize = 4 << 10;
+
+/// The runs of `bytes` that hold something; between them are whole pieces of zeros, which nobody need
+/// store where nothing stands yet.
+pub fn stored_runs(bytes: &[u8]) -> impl Iterator<Item = Range<usize>> {
+    let holds = |(_, piece): &(usize, &[u8])| piece.iter().any(|byte| *byte != 0);
+    let mut pieces = bytes.chunks(HOLE).enumerate().peekable();
+    std::iter::from_fn(move || {
+        let (first, piece) = pieces.find(holds)?;
+        let start = first * HOLE;
+        let mut end = start + piece.len();
+        while let Some((_, piece)) = pieces.next_if(holds) {
+            end += piece.len();
+        }
+        Some(start..end)
+    })
+}
 
 /// A block, as what writes it has it: 2 MiB, zero where it holds nothing.
 #[derive(Clone, Debug)]
@@ -159,18 +176,8 @@ impl Target {
 
     /// Writes what is not zero of a block that is all holes.
     async fn write_holes(&self, at: u64, bytes: &[u8]) -> Result<()> {
-        let holds = |piece: &[u8]| piece.iter().any(|byte| *byte != 0);
-        let mut pieces = bytes.chunks(HOLE).zip((at..).step_by(HOLE)).peekable();
-        while let Some((first, start)) = pieces.next() {
-            if !holds(first) {
-                continue;
-            }
-            let mut run = first.len();
-            while let Some((piece, _)) = pieces.next_if(|(piece, _)| holds(piece)) {
-                run += piece.len();
-            }
-            let from = usize::try_from(start - at).expect("within a block");
-            self.write(start, &bytes[from..from + run]).await?;
+        for run in stored_runs(bytes) {
+            self.write(at + run.start as u64, &bytes[run]).await?;
         }
         Ok(())
     }
@@ -299,4 +306,24 @@ pub(crate) fn check_chunk(chunk: &Chunk, size: u64) -> Result<()> {
     }
     let message = format!("block {} lies outside a disk of {size} bytes", chunk.block);
     Err(CatalogError::new(Code::Corrupt, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_all_that_is_not_zero_and_no_page_more() {
+        let of = |len: usize, set: &[usize]| {
+            let mut bytes = vec![0; len];
+            set.iter().for_each(|at| bytes[*at] = 1);
+            stored_runs(&bytes).map(|run| (run.start, run.end)).collect::<Vec<_>>()
+        };
+        assert_eq!(of(0, &[]), []);
+        assert_eq!(of(9000, &[]), []);
+        assert_eq!(of(9000, &[0]), [(0, 4096)]);
+        assert_eq!(of(9000, &[4095, 4096]), [(0, 8192)]);
+        assert_eq!(of(9000, &[1, 8999]), [(0, 4096), (8192, 9000)]);
+        assert_eq!(of(16384, &[5000, 9000]), [(4096, 12288)]);
+    }
 }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use blockio::FileDevice;
 use catalog::{
     Branches, CatalogError, FlatFormat, Incoming, IncomingLayer, NewImport, Progress as _,
-    ReadPoint,
+    ReadPoint, stored_runs,
 };
 use export::{NbdAddress, NbdClient};
 use futures_channel::mpsc;
@@ -34,8 +34,6 @@ use crate::transfer::{about, chain};
 const STREAM: &str = "-";
 /// How long a server that an export writes to may say nothing.
 const NBD_LIMIT: std::time::Duration = std::time::Duration::from_secs(120);
-/// Runs of zeros of this many bytes are not written.
-const HOLE: usize = 64 << 10;
 
 /// What an import reads, with its layers.
 struct Opened {
@@ -477,10 +475,8 @@ const fn flat(format: ExportFormat) -> Option<FlatFormat> {
 
 /// Blocking; zeros are left out, as the image is new.
 fn write_block(client: &mut NbdClient, start: u64, bytes: &[u8]) -> export::NbdResult<()> {
-    for (part, at) in bytes.chunks(HOLE).zip((start..).step_by(HOLE)) {
-        if part.iter().any(|byte| *byte != 0) {
-            client.write(at, part)?;
-        }
+    for run in stored_runs(bytes) {
+        client.write(start + run.start as u64, &bytes[run])?;
     }
     Ok(())
 }
