@@ -1,4 +1,4 @@
-"""A second reader of Shale's layer files, written from docs/format-vhd.md and from nothing else.
+"""A second reader of Shale's layer files, which follows docs/format-vhd.md and shares no code with Shale.
 
     second_reader.py volume DATASTORE NAME[@SNAPSHOT] OUT     a volume, by its record
     second_reader.py foreign LEAF OUT                         a chain that somebody else wrote
