@@ -624,6 +624,21 @@ cases! {
     every_step_of_a_conversion = 12;
 }
 
+/// A full disk under the log does not end who serves guests.
+#[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    let dir = tempfile::Builder::new().prefix("crash-").tempdir().expect("a directory");
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("a full device");
+    let mut command = Command::new(binary().expect("the binary is built"));
+    command.args(["node", "--data"]).arg(dir.path().join("data"));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(full);
+    let node = Some(Owned::spawn(&mut command).expect("the node starts"));
+    let api = Api::new(&dir.path().join("data/node.sock"));
+    let mut host = Host { dir, node, api };
+    host.answers();
+    assert!(host.terminate(), "it ended before");
+}
+
 /// An export ends whole or not at all, and what a dead node left under a temporary name goes. The points
 /// are named, not counted: what a start finishes of earlier work passes points of its own.
 #[test]

@@ -25,6 +25,9 @@ fn log() {
     let plain = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // It would say on stderr that stderr cannot be written, and fail: a full disk under the log
+        // must not end who serves guests.
+        .log_internal_errors(false)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     // an error says that logging is set up already
     if json {
