@@ -1,18 +1,21 @@
 //! The disk itself: its state, how it is opened, and how requests enter it.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::HashMap;
 use std::rc::Rc;
 
+use futures_util::future::try_join_all;
 use image::owner::{BlockState, OwnerMap, Slot};
-use image::{BLOCK_SECTORS, BlockIndex, SECTOR, SectorCount, Trust};
+use image::{BLOCK_SECTORS, BlockIndex, SECTOR, SectorCount};
 use io::{
     BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, DeviceInfo, Extent, Io, IoError,
     IoErrorKind, Local, LogMemory, Request, Result,
 };
 
+use crate::blocks::BlockSet;
+use crate::cache::SharedCache;
 use crate::caller::Caller;
-use crate::chain::{Chain, Layer, layer_blocks, read_bitmaps};
+use crate::chain::{Chain, Missing, layer_blocks, read_bitmaps};
 use crate::clear::Clearing;
 use crate::error::OpenError;
 use crate::event::{Event, Ticket, Tickets};
@@ -58,6 +61,8 @@ pub struct OpenChain {
     pub keep_space: bool,
     /// What for.
     pub access: Access,
+    /// What it shares with other disks to remember what it can read again.
+    pub cache: SharedCache,
     /// [`Rules::all`], but in proofs.
     pub rules: Rules,
 }
@@ -100,7 +105,7 @@ pub struct Stats {
     pub held: u64,
     /// Blocks that the leaf holds.
     pub leaf_blocks: u64,
-    /// Bytes of memory that the owner map takes.
+    /// Bytes of memory that the owner map and the layers' tables take.
     pub map_bytes: u64,
 }
 
@@ -146,7 +151,7 @@ pub(crate) struct State {
     /// Places that blocks of the leaf got, before their first write was published.
     pub(crate) assigned: HashMap<BlockIndex, Place>,
     /// Blocks of a flat leaf that are known to have their space.
-    pub(crate) backed: HashSet<BlockIndex>,
+    pub(crate) backed: BlockSet,
     pub(crate) dirty: Dirty,
 }
 
@@ -213,17 +218,8 @@ impl Disk {
     /// # Errors
     /// See [`OpenError`]; nothing was changed then, except that an interrupted replay may be repeated.
     pub async fn open(local: Local, open: OpenChain) -> std::result::Result<Self, OpenError> {
-        let mut layers = Vec::new();
-        let mut taken = BTreeSet::new();
-        for (depth, file) in open.files.into_iter().enumerate() {
-            // what remains is the leaf's
-            taken = BTreeSet::new();
-            let trust = if depth == 0 && open.fixed_base { Trust::OwnFixed } else { Trust::Own };
-            layers.push(Layer::open(file, depth, trust, &mut taken).await?);
-        }
-        let chain = Chain { layers };
-        let leaf = chain.layers.last().ok_or(OpenError::Empty)?;
-        chain.check_links()?;
+        let (chain, taken) = Chain::open(open.files, open.fixed_base, open.cache).await?;
+        let leaf = chain.leaf();
         let leaf_uuid = leaf.image.uuid;
         let blocks = u32::try_from(leaf.image.size.blocks()).expect("a VHD has 32-bit blocks");
         let space = Space::new(&leaf.image, &taken);
@@ -239,7 +235,7 @@ impl Disk {
                 log: None,
                 space,
                 assigned: HashMap::new(),
-                backed: HashSet::new(),
+                backed: BlockSet::default(),
                 dirty: Dirty::default(),
             }),
             gate: Cell::new(Gate::Open),
@@ -286,7 +282,7 @@ impl Disk {
         Stats {
             held: self.inner.held.get(),
             leaf_blocks: u64::from(state.chain.leaf().table.allocated()),
-            map_bytes: state.map.memory() as u64,
+            map_bytes: (state.map.memory() + state.chain.memory()) as u64,
             ..*self.inner.stats.borrow()
         }
     }
@@ -355,23 +351,34 @@ impl Inner {
         }
     }
 
-    /// Makes a block known: reads its bitmaps down the chain in one batch, the first time.
+    /// Makes a block known: reads its entries and bitmaps down the chain, the first time.
     pub(crate) async fn resolve(&self, block: BlockIndex) -> Result<()> {
-        let holdings = {
+        if self.state.borrow().map.state(block) != BlockState::Unknown {
+            return Ok(());
+        }
+        self.look_up(block).await
+    }
+
+    async fn look_up(&self, block: BlockIndex) -> Result<()> {
+        let mut pages = Vec::new();
+        let holdings = loop {
+            let found = {
+                let clip = self.rules.d8_grown_range_is_zero;
+                self.state.borrow_mut().chain.holdings(block, clip, &pages)
+            };
+            match found {
+                Ok(holdings) => break holdings,
+                // once, or again when a snapshot meanwhile made a parent of the leaf
+                Err(missing) => {
+                    self.stats.borrow_mut().file_reads += missing.len() as u64;
+                    pages.extend(try_join_all(missing.into_iter().map(Missing::read)).await?);
+                }
+            }
+        };
+        let holdings: Vec<_> = {
             let mut state = self.state.borrow_mut();
-            if state.map.state(block) != BlockState::Unknown {
-                return Ok(());
-            }
-            let holdings = state.chain.holdings(block, self.rules.d8_grown_range_is_zero);
-            if !holdings.iter().any(|h| h.needs_bitmap()) {
-                let bitmaps = vec![None; holdings.len()];
-                state.map.resolve(block, layer_blocks(&holdings, &bitmaps));
-                return Ok(());
-            }
-            holdings
-                .into_iter()
-                .map(|h| (Rc::clone(&state.chain.layers[h.slot()].file), h))
-                .collect::<Vec<_>>()
+            state.chain.keep(pages);
+            holdings.into_iter().map(|h| (Rc::clone(state.chain.file(h.slot())), h)).collect()
         };
         let bitmaps = read_bitmaps(&holdings).await?;
         self.stats.borrow_mut().file_reads += bitmaps.iter().flatten().count() as u64;

@@ -47,7 +47,7 @@ impl Inner {
                     let state = self.state.borrow();
                     let leaf = state.chain.leaf();
                     let known =
-                        leaf.image.kind != Kind::Fixed || state.backed.contains(&piece.block);
+                        leaf.image.kind != Kind::Fixed || state.backed.contains(piece.block);
                     (Rc::clone(&leaf.file), known, leaf.image.size)
                 };
                 if known {
@@ -55,7 +55,7 @@ impl Inner {
                 }
                 let whole = Piece { from: 0, len: sectors_in_block(size, piece.block), ..piece };
                 match file.reserve(whole.on_disk()).await {
-                    Ok(()) => drop(self.state.borrow_mut().backed.insert(piece.block)),
+                    Ok(()) => self.state.borrow_mut().backed.insert(piece.block),
                     Err(error) if error.kind == IoErrorKind::NoSpace => {
                         self.find_space(caller).await?;
                     }
@@ -105,7 +105,7 @@ impl Inner {
             if clearing.how == Clear::Deallocate {
                 let mut state = self.state.borrow_mut();
                 for piece in pieces(range.start.0 / SECTOR, range.len.0 / SECTOR) {
-                    state.backed.remove(&piece.block);
+                    state.backed.remove(piece.block);
                 }
             }
             let Clearing { how, effort } = clearing;

@@ -1,7 +1,6 @@
 //! Safe points: the gate that a snapshot closes over all disks of a VM, the switch to a new leaf, and
 //! the end of a disk.
 
-use std::collections::BTreeSet;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -59,8 +58,8 @@ impl Disk {
         &self,
         file: Rc<dyn BlockFile>,
     ) -> std::result::Result<NewLeaf, OpenError> {
-        let depth = self.inner.state.borrow().chain.layers.len();
-        let layer = Layer::open(file, depth, Trust::Own, &mut BTreeSet::new()).await?;
+        let depth = self.inner.state.borrow().chain.depth();
+        let (layer, _) = Layer::open(file, depth, Trust::Own).await?;
         let expected = self.inner.state.borrow().chain.leaf().image.uuid;
         let found = layer.image.parent.as_ref().map(|p| p.uuid);
         if found != Some(expected) {
@@ -131,7 +130,7 @@ impl Disk {
         assert_eq!(inner.gate.get(), Gate::Shut, "the leaf changes behind a shut gate only");
         let mut guard = inner.state.borrow_mut();
         let state = &mut *guard;
-        let space = Space::new(&leaf.layer.image, &BTreeSet::new());
+        let space = Space::new(&leaf.layer.image, &[]);
         let mut old_space = std::mem::replace(&mut state.space, space);
         let assigned: Vec<Place> = state.assigned.drain().map(|(_, place)| place).collect();
         let old = state.chain.leaf();
@@ -142,7 +141,7 @@ impl Disk {
         }
         let blocks = u32::try_from(leaf.layer.image.size.blocks()).expect("32-bit blocks");
         state.map.grow(blocks);
-        state.chain.layers.push(leaf.layer);
+        state.chain.push(leaf.layer);
         state.backed.clear();
         drop(guard);
         let mut stale = old_space.give_back(closing.2);

@@ -18,6 +18,8 @@
 //!
 //! This crate knows no names, no records and no datastore: it gets open files and gives back a device.
 
+mod blocks;
+mod cache;
 mod caller;
 mod chain;
 mod clear;
@@ -36,6 +38,7 @@ mod table;
 mod volume;
 mod write;
 
+pub use cache::SharedCache;
 pub use disk::{Access, Disk, LogState, OpenChain, Stats};
 pub use error::OpenError;
 pub use gate::{GATE_LIMIT, NewLeaf};

@@ -53,7 +53,7 @@ impl Inner {
                 match run.place {
                     Found::Zero => slice(&run).fill(0),
                     Found::Data { slot, at } => {
-                        let file = &state.chain.layers[usize::from(slot.0)].file;
+                        let file = state.chain.file(slot);
                         let request = Request::Read { at: file_offset(at), into: slice(&run) };
                         reads.push((Rc::clone(file), request));
                     }
@@ -83,7 +83,7 @@ impl Inner {
             }
             self.resolve(piece.block).await?;
             let state = self.state.borrow();
-            let layers = state.chain.layers.len();
+            let layers = state.chain.depth();
             let mut from = piece.from;
             while let Some(run) = state.map.run_at(piece.block, from, piece.from + piece.len) {
                 let (kind, depth) = match run.place {

@@ -1,7 +1,7 @@
 //! Opening after a crash: what the log of a dead process says is applied to the leaf, and ranges that
 //! no durable structure owns are made zero before anything is placed there (rules D2, D3, D5).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use image::owner::{BlockState, Source};
@@ -92,15 +92,18 @@ pub(crate) async fn apply(inner: &Rc<Inner>, records: &[Record]) -> Result<(), O
     }
     let mut guard = inner.state.borrow_mut();
     let state = &mut *guard;
-    let mut taken = BTreeSet::new();
-    for (block, bitmap) in state.chain.leaf().table.entries() {
-        let place = Place::at_bitmap(bitmap).expect("checked when it was read");
-        if place.overlaps(&taken) {
-            let (layer, why) = (leaf.uuid, "where another block stands already, says the log");
-            return Err(OpenError::Table { layer, block: block.0, sector: bitmap.0, why });
-        }
-        taken.insert(place);
+    let entries = state.chain.leaf().table.entries();
+    let mut taken: Vec<(Place, BlockIndex)> = entries
+        .map(|(block, at)| (Place::at_bitmap(at).expect("checked when it was read"), block))
+        .collect();
+    taken.sort_unstable();
+    if let Some(at) = Place::overlap(taken.iter().map(|(place, _)| *place)) {
+        let (place, block) = taken[at];
+        let (layer, why) = (leaf.uuid, "where another block stands already, says the log");
+        let (block, sector) = (block.0, place.bitmap().0);
+        return Err(OpenError::Table { layer, block, sector, why });
     }
+    let taken: Vec<Place> = taken.into_iter().map(|(place, _)| place).collect();
     state.space = Space::new(&leaf, &taken);
     Ok(())
 }

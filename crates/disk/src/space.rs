@@ -12,7 +12,8 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use image::{
-    BLOCK_BYTES, BLOCK_STRIDE_SECTORS, LayerImage, METADATA_SECTORS, PAGE, SECTOR, Sector,
+    BLOCK_BYTES, BLOCK_STRIDE_SECTORS, LayerImage, METADATA_SECTORS, PAGE, PAGE_SECTORS, SECTOR,
+    Sector,
 };
 use io::{ByteCount, ByteRange};
 
@@ -32,6 +33,16 @@ impl Place {
     pub(crate) fn at_bitmap(bitmap: Sector) -> Option<Self> {
         let start = Sector(bitmap.0.checked_sub(METADATA_SECTORS - 1)?);
         start.is_page_aligned().then_some(Self(start))
+    }
+
+    /// The place that starts at the file's page `page`.
+    pub(crate) fn at_page(page: u32) -> Self {
+        Self(Sector(u64::from(page) * PAGE_SECTORS))
+    }
+
+    /// The number of its first page in the file: a BAT cannot name one that does not fit.
+    pub(crate) fn page(self) -> u32 {
+        u32::try_from(self.0.0 / PAGE_SECTORS).expect("BAT entries are 32-bit sectors")
     }
 
     /// The sector of the place's bitmap: what its BAT entry says.
@@ -59,11 +70,10 @@ impl Place {
         ByteRange::new(self.0.bytes(), PAGE + BLOCK_BYTES)
     }
 
-    /// Whether it shares a sector with a place of `others`.
-    pub(crate) fn overlaps(self, others: &BTreeSet<Self>) -> bool {
-        let before = others.range(..=self).next_back().is_some_and(|p| p.end() > self.0);
-        let after = others.range(self..).next().is_some_and(|p| p.0 < self.end());
-        before || after
+    /// The first of these places, in their order, that shares a sector with the one before it.
+    pub(crate) fn overlap(sorted: impl IntoIterator<Item = Self>) -> Option<usize> {
+        let mut end = Sector(0);
+        sorted.into_iter().position(|place| place.0 < std::mem::replace(&mut end, place.end()))
     }
 }
 
@@ -112,8 +122,8 @@ impl Batch {
 }
 
 impl Space {
-    /// The space of a layer of which `taken` places are in use.
-    pub(crate) fn new(image: &LayerImage, taken: &BTreeSet<Place>) -> Self {
+    /// The space of a layer of which `taken` places are in use, in their order.
+    pub(crate) fn new(image: &LayerImage, taken: &[Place]) -> Self {
         let bat_end = image.bat_at.plus(image.bat_bytes().div_ceil(SECTOR)).page_up();
         // a BAT that grew stands behind the first blocks
         let moved = taken.first().is_some_and(|p| p.0 < image.bat_at);
@@ -256,7 +266,7 @@ mod tests {
 
     #[test]
     fn holes_are_used_before_the_file_grows() {
-        let taken = [place(0), place(3)].into_iter().collect();
+        let taken = [place(0), place(3)];
         let mut space = Space::new(&image(), &taken);
         assert_eq!(space.unowned(), [ByteRange::new(place(1).0.bytes(), 2 * 4104 * 512)]);
         let batch = space.next_batch().unwrap();
@@ -271,20 +281,20 @@ mod tests {
 
     #[test]
     fn a_bat_that_moved_behind_blocks_is_no_free_space() {
-        let taken: BTreeSet<Place> = [place(0)].into_iter().collect();
+        let taken = [place(0)];
         let mut moved = image();
         moved.bat_at = place(1).0;
         moved.first_free = moved.bat_at.plus(8);
         let space = Space::new(&moved, &taken);
         assert_eq!((space.unowned(), space.end()), (vec![], moved.first_free));
         let later = Place(moved.first_free.plus(BLOCK_STRIDE_SECTORS));
-        let space = Space::new(&moved, &[place(0), later].into_iter().collect());
+        let space = Space::new(&moved, &[place(0), later]);
         assert_eq!(space.unowned(), [Place(moved.first_free).bytes()]);
     }
 
     #[test]
     fn a_refused_batch_shrinks_to_one_place_and_then_says_so() {
-        let mut space = Space::new(&image(), &BTreeSet::new());
+        let mut space = Space::new(&image(), &[]);
         let first = space.next_batch().unwrap();
         space.reserved(first);
         let mut batch = space.next_batch().unwrap();
@@ -296,7 +306,7 @@ mod tests {
 
     #[test]
     fn no_place_ends_where_a_table_cannot_point_to() {
-        let mut space = Space::new(&image(), &BTreeSet::new());
+        let mut space = Space::new(&image(), &[]);
         space.fresh = Sector(LIMIT.0 - BLOCK_STRIDE_SECTORS - 8);
         let last = space.next_batch().unwrap();
         assert_eq!((last.count, last.from.end()), (1, Sector(LIMIT.0 - 8)));
@@ -310,7 +320,7 @@ mod tests {
 
     #[test]
     fn what_a_file_has_already_need_not_be_asked_for() {
-        let space = Space::new(&image(), &BTreeSet::new());
+        let space = Space::new(&image(), &[]);
         let batch = space.next_batch().unwrap();
         assert_eq!(batch.count, 2);
         let len = |places: u64, more: u64| ByteCount(place(places).0.bytes() + more);
@@ -330,14 +340,15 @@ mod tests {
             assert_eq!(Place::at_bitmap(bitmap.plus(1)), None);
         }
         assert_eq!(Place::at_bitmap(Sector(3)), None);
-        let taken = [place(2)].into_iter().collect();
-        assert!(Place(place(2).0.plus(8)).overlaps(&taken));
-        assert!(!place(1).overlaps(&taken) && !place(3).overlaps(&taken));
+        assert_eq!(Place::at_page(place(77).page()), place(77));
+        assert_eq!(Place::overlap([place(1), place(2), Place(place(2).0.plus(8))]), Some(2));
+        assert_eq!(Place::overlap([place(1), place(1)]), Some(1));
+        assert_eq!(Place::overlap([place(1), place(2), place(3)]), None);
     }
 
     #[test]
     fn closing_cuts_what_lies_behind_the_last_block() {
-        let taken = [place(0), place(2)].into_iter().collect();
+        let taken = [place(0), place(2)];
         let mut space = Space::new(&image(), &taken);
         space.reserved(space.next_batch().unwrap());
         space.reserved(space.next_batch().unwrap());

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use disk::{Access, Disk, LogIdentity, LogState, OpenChain, OpenError, Rules};
+use disk::{Access, Disk, LogIdentity, LogState, OpenChain, OpenError, Rules, SharedCache};
 use futures_util::future::{join_all, select};
 use futures_util::poll;
 use image::{ParentRef, SectorCount, Timestamp, Uuid, create};
@@ -353,6 +353,7 @@ async fn verify_snapshots(
             keep_space: false,
             access: Access::ReadOnly,
             rules: Rules::all(),
+            cache: SharedCache::none(),
         };
         let disk = Disk::open(world.local().clone(), open).await.map_err(|e| e.to_string())?;
         let expected = content.borrow().clone();
@@ -542,7 +543,14 @@ async fn open(
     let access = Access::Write { memory, identity: identity(generation), state };
     Disk::open(
         world.local().clone(),
-        OpenChain { files, access, rules, fixed_base: false, keep_space: false },
+        OpenChain {
+            files,
+            access,
+            rules,
+            fixed_base: false,
+            keep_space: false,
+            cache: SharedCache::none(),
+        },
     )
     .await
 }

@@ -6,7 +6,7 @@ mod common;
 use std::rc::Rc;
 
 use common::layer;
-use disk::{Access, Disk, LogIdentity, LogState, OpenChain, Rules, Volume};
+use disk::{Access, Disk, LogIdentity, LogState, OpenChain, Rules, SharedCache, Volume};
 use image::Uuid;
 use io::sim::{SimSpace, SimWorld, SplitMix64};
 use io::{
@@ -33,7 +33,14 @@ async fn segment(
     let memory = Rc::new(world.log(&format!("log{at}"), 1 << 20));
     let access = Access::Write { memory, identity, state };
     let rules = Rules::all();
-    let open = OpenChain { files, access, rules, fixed_base: false, keep_space: false };
+    let open = OpenChain {
+        files,
+        access,
+        rules,
+        fixed_base: false,
+        keep_space: false,
+        cache: SharedCache::none(),
+    };
     Disk::open(world.local().clone(), open).await.unwrap()
 }
 

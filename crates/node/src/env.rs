@@ -35,6 +35,14 @@ pub(crate) fn boot_id() -> std::io::Result<Uuid> {
     Uuid::parse_str(text.trim()).map_err(std::io::Error::other)
 }
 
+/// Bytes of memory that the host has; none where the kernel does not say.
+pub(crate) fn memory_bytes() -> u64 {
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = info.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|total| total.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.unwrap_or(0).saturating_mul(1024)
+}
+
 /// The host's name, for people.
 pub(crate) fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")

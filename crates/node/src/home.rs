@@ -11,7 +11,10 @@ use std::time::Duration;
 
 use catalog::LayerRef;
 use datastore::{DirHandle, DirStore, FileStore as _, ObjectName};
-use disk::{Access, Disk, LogIdentity, LogState, NewLeaves, OpenChain, OpenError, Rules, Volume};
+use disk::{
+    Access, Disk, LogIdentity, LogState, NewLeaves, OpenChain, OpenError, Rules, SharedCache,
+    Volume,
+};
 use export::{Export, NbdServer};
 use futures_util::future::{Either, select};
 use io::{
@@ -124,12 +127,14 @@ fn note(failed: &Cell<bool>, flushed: Result<()>) -> Result<()> {
 /// The state of a home thread.
 pub(crate) struct Home {
     ring: Ring,
+    /// Of all home threads.
+    cache: SharedCache,
     served: RefCell<HashMap<Uuid, Rc<Served>>>,
 }
 
 impl Home {
-    pub(crate) fn new(ring: Ring) -> Self {
-        Self { ring, served: RefCell::default() }
+    pub(crate) fn new(ring: Ring, cache: SharedCache) -> Self {
+        Self { ring, cache, served: RefCell::default() }
     }
 
     fn served(&self, id: Uuid) -> Result<Rc<Served>> {
@@ -199,8 +204,8 @@ impl Home {
             }
         };
         let fixed_base = layers.last().is_some_and(|base| base.fixed);
-        let (keep_space, rules) = (opening.keep_space, Rules::all());
-        let chain = OpenChain { files, fixed_base, keep_space, access, rules };
+        let (keep_space, rules, cache) = (opening.keep_space, Rules::all(), self.cache.clone());
+        let chain = OpenChain { files, fixed_base, keep_space, access, rules, cache };
         Disk::open(self.ring.local().clone(), chain)
             .await
             .map_err(|error| from_open(&opening.name, &error))

@@ -52,6 +52,10 @@ pub use data_dir::DataError;
 /// Most home threads: more do not help one host's disks.
 const MAX_HOMES: usize = 4;
 
+/// Bytes of the cache that all connected volumes share. A page of a parent's block table is 4 KiB of it
+/// for 2 GiB of the layer: so this is enough for 28 TiB of layers.
+const CACHE_BYTES: u64 = 64 << 20;
+
 /// How to run a node.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -133,10 +137,14 @@ impl Node {
         let count = options.homes.unwrap_or_else(|| {
             std::thread::available_parallelism().map_or(1, usize::from).min(MAX_HOMES)
         });
+        // a small host's memory is for its guests
+        let cache = CACHE_BYTES.min(env::memory_bytes() / 64);
+        let cache = disk::SharedCache::new(usize::try_from(cache).unwrap_or(0));
         let mut homes = Vec::new();
         for _ in 0..count.max(1) {
-            let home = Worker::start("home", |ring| async { std::rc::Rc::new(Home::new(ring)) })
-                .map_err(system("start a home thread"))?;
+            let cache = cache.clone();
+            let start = async move |ring| std::rc::Rc::new(Home::new(ring, cache));
+            let home = Worker::start("home", start).map_err(system("start a home thread"))?;
             homes.push(home);
         }
         let handles: Vec<_> = homes.iter().map(|(home, _)| home.clone()).collect();

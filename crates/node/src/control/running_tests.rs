@@ -5,7 +5,7 @@ use std::rc::{Rc, Weak};
 
 use catalog::{LayerRef, Running as _};
 use datastore::{DirHandle, FileStore as _, Identity, ObjectName};
-use disk::{LogIdentity, LogState};
+use disk::{LogIdentity, LogState, SharedCache};
 use image::{ParentRef, SectorCount, Timestamp, create};
 use io::{ByteCount, ByteOffset, Durability, IoBuf, IoErrorKind, Request, Ring};
 use tempfile::TempDir;
@@ -47,7 +47,7 @@ fn close_behind_a_gate(fate: Fate) -> io::Result<()> {
     let identity = Identity { uuid: Uuid::from_u128(9), name: "store".to_owned(), created: 1 };
     let datastore = DirHandle::create(&path, &identity).unwrap();
     let (executor, ring) = Ring::start().unwrap();
-    let start = async |ring| Rc::new(Home::new(ring));
+    let start = async |ring| Rc::new(Home::new(ring, SharedCache::none()));
     let (home, thread) = Worker::start("home", start).unwrap();
     let closed = executor.block_on(async {
         let (size, now) = (SectorCount(8192), Timestamp::default());

@@ -9,7 +9,7 @@ use catalog::{
     LogPlan, Recovered, Running, Tip,
 };
 use datastore::{Access as Open, FileStore, ObjectName};
-use disk::{Access, Disk, LogIdentity, LogState, NewLeaves, OpenChain, Rules, Volume};
+use disk::{Access, Disk, LogIdentity, LogState, NewLeaves, OpenChain, Rules, SharedCache, Volume};
 use io::sim::SimWorld;
 use io::{BlockFile, Io, LogMemory};
 use uuid::Uuid;
@@ -62,6 +62,8 @@ pub(super) struct Host {
     pub(super) recovered: Vec<Recovered>,
     disks: Rc<Disks>,
     rules: Rules,
+    /// As small as can be: whatever can be forgotten is.
+    cache: SharedCache,
 }
 
 struct Disks {
@@ -89,7 +91,15 @@ impl Host {
         let files: Rc<dyn FileStore> = Rc::<SimStore>::clone(&store);
         let running: Rc<dyn Running> = Rc::<Disks>::clone(&disks);
         let (catalog, recovered) = Catalog::open(files, env, running).await?;
-        Ok(Self { world: world.clone(), store, catalog, recovered, disks, rules })
+        Ok(Self {
+            world: world.clone(),
+            store,
+            catalog,
+            recovered,
+            disks,
+            rules,
+            cache: SharedCache::none(),
+        })
     }
 
     pub(super) fn live(&self, volume: Uuid) -> Option<Live> {
@@ -226,6 +236,7 @@ impl Host {
             files,
             access,
             rules: self.rules,
+            cache: self.cache.clone(),
             fixed_base: layers.last().is_some_and(|base| base.fixed),
             keep_space: plan.reserves,
         }
