@@ -52,43 +52,15 @@ struct Remembered {
     created: Timestamp,
 }
 
-/// What is to be asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Wanted {
-    All,
-    Volume(Uuid),
-    Datastore(Uuid),
-}
-
-#[derive(Debug)]
-struct Request {
-    wanted: Wanted,
-    done: oneshot::Sender<()>,
-}
-
-/// Asks the sync task to ask the node now.
+/// Asks the sync task to load the lists now.
 #[derive(Clone, Debug)]
-pub(crate) struct Refresher(mpsc::Sender<Request>);
+pub(crate) struct Refresher(mpsc::Sender<oneshot::Sender<()>>);
 
 impl Refresher {
     /// Returns when the index is as new as this call, or when the node does not answer.
     pub(crate) async fn refresh(&self) {
-        self.ask(Wanted::All).await;
-    }
-
-    /// The same of one volume.
-    pub(crate) async fn refresh_volume(&self, id: Uuid) {
-        self.ask(Wanted::Volume(id)).await;
-    }
-
-    /// The same of one datastore.
-    pub(crate) async fn refresh_datastore(&self, id: Uuid) {
-        self.ask(Wanted::Datastore(id)).await;
-    }
-
-    async fn ask(&self, wanted: Wanted) {
         let (done, wait) = oneshot::channel();
-        if self.0.send(Request { wanted, done }).await.is_ok() {
+        if self.0.send(done).await.is_ok() {
             // an error is a sync task that gave up this attempt: the index stays as it was
             wait.await.ok();
         }
@@ -100,7 +72,7 @@ pub(crate) struct Sync {
     pub(crate) index: Arc<Index>,
     pub(crate) inventory: Arc<Inventory>,
     pub(crate) store: Store,
-    requests: mpsc::Receiver<Request>,
+    requests: mpsc::Receiver<oneshot::Sender<()>>,
 }
 
 impl Sync {
@@ -186,30 +158,15 @@ impl Sync {
         }
     }
 
-    /// Asks for what is wanted: once for all who wait already.
-    async fn answer(&mut self, first: Request) -> Result<(), Problem> {
+    /// Loads everything: once for all who wait already.
+    async fn answer(&mut self, first: oneshot::Sender<()>) -> Result<(), Problem> {
         let mut waiting = vec![first];
         while let Ok(more) = self.requests.try_recv() {
             waiting.push(more);
         }
-        let wanted: BTreeSet<Wanted> = waiting.iter().map(|request| request.wanted).collect();
-        if wanted.contains(&Wanted::All) || wanted.len() > FEW {
-            self.load().await?;
-        } else {
-            for one in wanted {
-                match one {
-                    Wanted::All => {}
-                    Wanted::Volume(id) => self.look_at_volume(id).await?,
-                    Wanted::Datastore(id) => {
-                        if let Some(datastore) = self.ask(&format!("/v1/datastores/{id}")).await? {
-                            self.put_datastore(datastore);
-                        }
-                    }
-                }
-            }
-        }
-        for request in waiting {
-            request.done.send(()).ok();
+        self.load().await?;
+        for done in waiting {
+            done.send(()).ok();
         }
         Ok(())
     }

@@ -62,10 +62,11 @@ async fn show(
     State(app): State<Arc<App>>,
     Path(datastore): Path<String>,
 ) -> Answer<Json<Datastore>> {
-    // Space that guests take changes without an event; whoever looks at one object wants it as it is.
     let known: Datastore = app.find(&reference(ObjectKind::Datastore, &datastore)?).await?;
-    app.refresher.refresh_datastore(known.id).await;
-    Ok(Json(app.find(&known.id.into()).await?))
+    // one that the node does not have is shown as missing
+    let mut found = app.now("datastores", known.clone()).await.unwrap_or(known);
+    found.policy = crate::policy::of(&app.inventory, found.id);
+    Ok(Json(found))
 }
 
 /// Change when a datastore is an alarm, and what it refuses

@@ -29,7 +29,8 @@ use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::get;
 use hyper::Method;
-use model::{Estimate, Problem, Reference, Task};
+use model::{Code, Estimate, Problem, Reference, Task};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use utoipa::openapi::OpenApi;
@@ -108,6 +109,22 @@ impl App {
         }
         self.refresher.refresh().await;
         Ok(self.index.find(reference)?)
+    }
+
+    /// An object as it is now: space that guests take changes without an event. Without a node, what is
+    /// known of it.
+    async fn now<E: Entity + DeserializeOwned>(&self, kind: &str, known: E) -> Answer<E> {
+        let path = format!("/v1/{kind}/{}", known.id());
+        match self.node.call(Method::GET, &path, None::<&()>).await {
+            Ok(now) => Ok(now),
+            Err(problem) if problem.code == Code::NotFound => {
+                Err(Problem::not_found(E::KIND, known.name()).into())
+            }
+            Err(problem) => {
+                tracing::debug!("what is known is shown: {problem}");
+                Ok(known)
+            }
+        }
     }
 
     async fn find_snapshot(

@@ -97,10 +97,8 @@ async fn show(
     State(app): State<Arc<App>>,
     Path(volume): Path<String>,
 ) -> Answer<Json<Volume>> {
-    // Space that guests take changes without an event; whoever looks at one object wants it as it is.
     let known = app.volume(&volume).await?;
-    app.refresher.refresh_volume(known.id).await;
-    let mut found: Volume = app.find(&known.id.into()).await?;
+    let mut found = app.now("volumes", known).await?;
     found.next_snapshot = app.next_snapshot(&found);
     Ok(Json(found))
 }
