@@ -6,7 +6,8 @@
 //!
 //! Looking at every file of a datastore costs more the more of them there are, so the ledger keeps
 //! what each volume took, and only those are looked at again that may have changed since: touched by an
-//! operation (`locks`), or written by a guest now.
+//! operation (`locks`), or written by a guest now. File systems and administrators change files behind
+//! our back, so once a minute all are looked at.
 //!
 //! What a volume reserves and uses follows from its record and its files alone; the ledger is never
 //! more than a copy of that.
@@ -21,6 +22,9 @@ use crate::api::{StoreUsage, VolumeUsage};
 use crate::catalog::Catalog;
 use crate::error::Result;
 use crate::record::VolumeRecord;
+
+/// How long what others may have changed is taken as it was, in milliseconds.
+const FRESH_MS: u64 = 60_000;
 
 /// What layers of a datastore took at one moment.
 #[derive(Clone, Debug, Default)]
@@ -42,6 +46,8 @@ impl Measured {
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     volumes: BTreeMap<Uuid, VolumeUsage>,
+    /// When all of them were looked at.
+    at_ms: u64,
     provisioned: u128,
     reserved: u128,
     used: u128,
@@ -148,6 +154,14 @@ impl Catalog {
     /// Looks again at the volumes that may have changed since the ledger has them.
     async fn bring_ledger_up(&self) -> Result<()> {
         let _in_order = self.measuring().lock().await;
+        let now = self.env().now_ms();
+        let old = self.with(|state| {
+            // a clock that was set back makes them old as well
+            let old = now.abs_diff(state.ledger.at_ms) > FRESH_MS;
+            old.then(|| state.volumes.keys().copied().collect::<Vec<Uuid>>())
+        });
+        let all = old.is_some();
+        self.locks().touch(old.into_iter().flatten());
         let touched = self.locks().touched();
         let changing = self.with(|state| {
             let written = state.connections.values().filter(|c| c.writes).map(|c| c.volume);
@@ -163,6 +177,9 @@ impl Catalog {
             for volume in &changing {
                 let usage = state.volumes.get(volume).map(|record| usage_of(record, &measured));
                 state.ledger.enter(*volume, usage);
+            }
+            if all {
+                state.ledger.at_ms = now;
             }
         });
         // What was touched meanwhile is looked at the next time.

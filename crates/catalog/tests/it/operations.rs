@@ -115,6 +115,11 @@ fn the_accounts_are_those_of_the_files() {
         let lazy = node.id("lazy");
         node.catalog.convert(lazy, VolumeKind::Thin, false, &Unwatched).await.unwrap();
         right("converted").await;
+        // what nobody told of is found in time
+        node.write("thin", 0, 6).await;
+        assert_ne!(node.catalog.audit_accounts().await.unwrap(), Vec::<String>::new());
+        lab.pass(61_000);
+        right("a minute later").await;
         drop(node);
         let again = lab.open().await;
         assert_eq!(again.catalog.audit_accounts().await.unwrap(), Vec::<String>::new(), "reopened");

@@ -215,6 +215,11 @@ impl Lab {
         Self { executor, world, directory, boot, segment, given: Rc::default() }
     }
 
+    /// Lets time go by.
+    pub(crate) fn pass(&self, ms: u64) {
+        self.given.set(self.given.get() + ms);
+    }
+
     pub(crate) async fn open(&self) -> Node {
         self.open_with(Rc::new(FakeDisks::default())).await
     }
