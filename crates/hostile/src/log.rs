@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use disk::{Access, Disk, LOG_MIN, LogIdentity, LogState, OpenChain, Rules};
+use disk::{Access, Disk, LOG_MIN, LogIdentity, LogState, OpenChain, Rules, SharedCache};
 use image::check::{CheckStep, Checker};
 use image::{ParentRef, SectorCount, Timestamp, Trust, Uuid, create};
 use io::sim::SimWorld;
@@ -133,6 +133,7 @@ async fn replay(local: Local, memory: Rc<Ram>, differencing: bool) -> bool {
         fixed_base: false,
         keep_space: false,
         access: Access::Write { memory, identity: IDENTITY, state },
+        cache: SharedCache::none(),
         rules: Rules::all(),
     };
     // a block that stands already, so that a log can take its place away or give it to another
