@@ -89,6 +89,24 @@ impl Machine {
         lines[lines.len().saturating_sub(60)..].join("\n")
     }
 
+    /// Takes disk and log out of what goes with this, for whoever looks for the cause of a difference.
+    pub(super) fn keep_in(&mut self, dir: &Path) -> Result<()> {
+        self.kill_all()?;
+        if self.mounted {
+            self.unmount()?;
+        }
+        std::fs::create_dir_all(dir)?;
+        for name in ["disk", "log"] {
+            let kept = Command::new("cp")
+                .args(["--sparse=always"])
+                .arg(self.home.path().join(name))
+                .arg(dir.join(name))
+                .status()?;
+            ensure!(kept.success(), "{name} is not kept");
+        }
+        Ok(())
+    }
+
     fn mount(&mut self) -> Result<()> {
         let (image, mnt) = (self.home.path().join("disk"), self.home.path().join("mnt"));
         run(Command::new(need::tool("/bin/mount")?).args(["-o", "loop"]).arg(image).arg(mnt))

@@ -1,6 +1,7 @@
 //! One seed: lives of one system, each ended by a death, each looked at from end to end.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -20,6 +21,8 @@ use super::rest::Rest;
 /// The machine's disk: room for all that deeds make.
 const DISK: u64 = 3 << 30;
 const DATASTORE: &str = "store";
+/// Where the disk and the log of a seed with a difference are kept; unset: nowhere.
+const KEEP: &str = "SHALE_MODEL_KEEP";
 
 /// What a run came to.
 #[derive(Clone, Debug, Default)]
@@ -71,6 +74,9 @@ pub fn run(seed: u64, lives: u64, tell: &mut dyn FnMut(&str)) -> Result<Outcome>
     let mut machine = Machine::new(DISK)?;
     let mut outcome = Outcome::default();
     let lived = live(&mut machine, seed, lives, tell, &mut outcome);
+    if let (Err(_), Some(dir)) = (&lived, std::env::var_os(KEEP)) {
+        machine.keep_in(&Path::new(&dir).join(seed.to_string()))?;
+    }
     lived.with_context(|| format!("seed {seed}; the system's last words:\n{}", machine.log()))?;
     Ok(outcome)
 }
