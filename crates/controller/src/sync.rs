@@ -16,7 +16,7 @@ use futures_util::{Stream, StreamExt};
 use hyper::Method;
 use model::{
     Alarm, Change, Code, Datastore, DatastoreKind, DatastoreState, Event, Name, ObjectKind,
-    ObjectRef, Problem, Severity, Space, StoreFeatures, Task, TaskState, Timestamp, Uuid,
+    ObjectRef, Problem, Severity, Space, StoreFeatures, Task, TaskState, Timestamp, Uuid, Volume,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -236,7 +236,12 @@ impl Sync {
             }
             Change::Template(now) => {
                 related.insert(now.id);
-                known.templates.get(&now.id).is_some_and(|before| before.name != now.name)
+                // its clones name it; a volume that became one may have got another name
+                let clones = |v: &Volume| v.origin.as_ref().is_some_and(|o| o.id == now.id);
+                match known.templates.get(&now.id) {
+                    Some(before) => before.name != now.name,
+                    None => known.volumes.values().any(clones),
+                }
             }
             Change::Removed(gone) => {
                 let origin = known.volumes.get(&gone.id).and_then(|volume| volume.origin.as_ref());

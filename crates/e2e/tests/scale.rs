@@ -1,4 +1,5 @@
-//! Many volumes cost nothing while they are idle.
+//! Many volumes: they cost nothing while they are idle, and what the server says of one follows what
+//! happens to another.
 
 use anyhow::Result;
 use e2e::Shale;
@@ -35,5 +36,25 @@ fn idle_volumes_hold_no_thread_and_no_descriptor() -> Result<()> {
     // not for each volume: helpers and calls come and go
     assert!(more_threads < threads + 20, "{threads} threads became {more_threads}");
     assert!(more_descriptors < descriptors + 50, "{descriptors} became {more_descriptors}");
+    Ok(())
+}
+
+#[test]
+fn clones_name_their_origin_as_it_is_named_now() -> Result<()> {
+    let shale = Shale::start()?;
+    shale.datastore("fast")?;
+    shale.volume("base", "fast", "64M")?;
+    shale.snapshot("golden", "base")?;
+    shale.cli(&["volume", "clone", "base", "--snapshot", "golden", "--name", "clone"])?;
+    let origin = || -> Result<Option<String>> {
+        let all = shale.list(&["volume", "list"])?;
+        let clone = all.iter().find(|volume| volume["name"] == "clone");
+        Ok(clone.and_then(|clone| clone["origin"]["name"].as_str()).map(str::to_owned))
+    };
+    assert_eq!(origin()?.as_deref(), Some("base"));
+    shale.cli(&["volume", "rename", "base", "root"])?;
+    assert_eq!(origin()?.as_deref(), Some("root"));
+    shale.cli(&["template", "create", "gold", "--from", "root"])?;
+    assert_eq!(origin()?.as_deref(), Some("gold"));
     Ok(())
 }
