@@ -16,7 +16,8 @@ use futures_util::{Stream, StreamExt};
 use hyper::Method;
 use model::{
     Alarm, Change, Code, Datastore, DatastoreKind, DatastoreState, Event, Name, ObjectKind,
-    ObjectRef, Problem, Severity, Space, StoreFeatures, Task, TaskState, Timestamp, Uuid, Volume,
+    ObjectRef, Origin, Problem, Severity, Space, StoreFeatures, Task, TaskState, Timestamp, Uuid,
+    Volume,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::hub::now;
-use crate::index::{Index, Lists};
+use crate::index::{Index, Known, Lists};
 use crate::inventory::{Expected, Inventory, Write};
 use crate::node::NodeClient;
 use crate::policy;
@@ -224,8 +225,11 @@ impl Sync {
         match change {
             Change::Volume(now) => {
                 let before = known.volumes.get(&now.id);
-                if before.is_none() {
-                    related.extend(now.origin.iter().map(|origin| origin.id));
+                // it came to stand on others, or stands on them no more
+                let stood = before.and_then(|before| before.origin.as_ref());
+                if stood.map(|origin| origin.id) != now.origin.as_ref().map(|origin| origin.id) {
+                    relate_origins(&known, stood, related);
+                    relate_origins(&known, now.origin.as_ref(), related);
                 }
                 let revised = before.is_none_or(|before| before.revision != now.revision);
                 if revised && (now.snapshots > 0 || before.is_some_and(|b| b.snapshots > 0)) {
@@ -244,8 +248,8 @@ impl Sync {
                 }
             }
             Change::Removed(gone) => {
-                let origin = known.volumes.get(&gone.id).and_then(|volume| volume.origin.as_ref());
-                related.extend(origin.map(|origin| origin.id));
+                let stood = known.volumes.get(&gone.id).and_then(|volume| volume.origin.as_ref());
+                relate_origins(&known, stood, related);
                 related.extend(known.snapshots.get(&gone.id).map(|snapshot| snapshot.volume));
                 gone.kind == ObjectKind::Datastore
             }
@@ -394,6 +398,16 @@ impl Sync {
             })
             .collect()
     }
+}
+
+/// Notes an origin, and those below it: what only one clone held up may go in all of them.
+fn relate_origins(known: &Known, origin: Option<&Origin>, related: &mut BTreeSet<Uuid>) {
+    let (mut below, mut next) = (BTreeSet::new(), origin);
+    // ends also where two name each other: each is noted once
+    while let Some(origin) = next.filter(|origin| below.insert(origin.id)) {
+        next = known.volumes.get(&origin.id).and_then(|volume| volume.origin.as_ref());
+    }
+    related.extend(below);
 }
 
 /// What the inventory has of a datastore, and where.

@@ -3,6 +3,7 @@
 
 use anyhow::Result;
 use e2e::Shale;
+use serde_json::Value;
 
 const CLONES: usize = 300;
 
@@ -56,5 +57,22 @@ fn clones_name_their_origin_as_it_is_named_now() -> Result<()> {
     assert_eq!(origin()?.as_deref(), Some("root"));
     shale.cli(&["template", "create", "gold", "--from", "root"])?;
     assert_eq!(origin()?.as_deref(), Some("gold"));
+    Ok(())
+}
+
+#[test]
+fn a_clone_that_stands_alone_is_counted_no_more() -> Result<()> {
+    let shale = Shale::start()?;
+    shale.datastore("fast")?;
+    shale.volume("base", "fast", "8M")?;
+    shale.snapshot("golden", "base")?;
+    let clones = || -> Result<Vec<Value>> {
+        let points = shale.list(&["snapshot", "list", "--volume", "base"])?;
+        Ok(points.iter().map(|point| point["clones"].clone()).collect())
+    };
+    shale.cli(&["volume", "clone", "base", "--snapshot", "golden", "--name", "clone"])?;
+    assert_eq!(clones()?, [1]);
+    shale.cli(&["volume", "convert", "clone", "--kind", "fixed"])?;
+    assert_eq!(clones()?, [0]);
     Ok(())
 }

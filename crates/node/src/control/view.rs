@@ -359,13 +359,15 @@ fn snapshots_by(
 
 /// One look at what the layers of a datastore take. None: they cannot be looked at.
 async fn measure(store: &Store) -> Option<Measured> {
-    let measured = store.catalog().ok()?.measure().await;
-    measured.inspect_err(|error| tracing::debug!(store = %store.id(), %error, "no usage")).ok()
+    or_unknown(store, store.catalog().ok()?.measure().await)
 }
 
 /// The same, of the layers of one volume.
 async fn measure_for(store: &Store, record: &VolumeRecord) -> Option<Measured> {
-    let measured = store.catalog().ok()?.measure_for(record).await;
+    or_unknown(store, store.catalog().ok()?.measure_for(record).await)
+}
+
+fn or_unknown(store: &Store, measured: catalog::Result<Measured>) -> Option<Measured> {
     measured.inspect_err(|error| tracing::debug!(store = %store.id(), %error, "no usage")).ok()
 }
 
