@@ -8,6 +8,10 @@
 //! size. Everything else is read again when it is needed again, and shares one bound, however many
 //! disks there are and however long their chains. A disk evicts its own entries only: so nothing of
 //! another thread is touched, and a request that finds what it needs asks nobody.
+//!
+//! Two kinds of entries share it: pages of parents' block tables ([`Pages`]), and the tables of blocks
+//! that several layers hold, which the owner map keeps. Of the latter those stay that a flush has yet to
+//! bring to the disk; a disk flushes before they are too many.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,6 +25,9 @@ const ENTRY: usize = 4096 + 512;
 /// Entries of a kind that a disk has in any case: more than the layers of a chain, so that one block can
 /// be looked up without reading a page twice.
 const FLOOR: usize = 64;
+/// Changed blocks that a disk may have between two flushes in any case, although they cannot be evicted:
+/// fewer would make it flush all the time.
+const CHANGED: usize = 256;
 
 /// A bound on what the disks that share it remember beyond what they must. Clones are the same cache.
 #[derive(Clone, Debug)]
@@ -33,6 +40,7 @@ struct Bound {
     entries: usize,
     /// What each disk has in any case.
     floor: usize,
+    changed: usize,
     leased: AtomicUsize,
 }
 
@@ -40,17 +48,18 @@ impl SharedCache {
     /// A cache of at most `bytes` for all disks together.
     #[must_use]
     pub fn new(bytes: usize) -> Self {
-        Self::with_floor(bytes, FLOOR)
+        Self::with_floor(bytes, FLOOR, CHANGED)
     }
 
     /// The smallest there can be, for proofs: whatever can be evicted is evicted.
     #[must_use]
     pub fn none() -> Self {
-        Self::with_floor(0, 1)
+        Self::with_floor(0, 1, 4)
     }
 
-    fn with_floor(bytes: usize, floor: usize) -> Self {
-        let bound = Bound { entries: bytes / ENTRY, floor, leased: AtomicUsize::new(0) };
+    fn with_floor(bytes: usize, floor: usize, changed: usize) -> Self {
+        let entries = bytes / ENTRY;
+        let bound = Bound { entries, floor, changed, leased: AtomicUsize::new(0) };
         Self { inner: Arc::new(bound) }
     }
 
@@ -94,12 +103,22 @@ impl Lease {
         true
     }
 
+    /// How many entries may be such that they cannot be evicted before a flush: a part of what there is
+    /// room for, so that the rest can be.
+    pub(crate) fn changed(&self) -> usize {
+        let bound = &self.cache.inner;
+        let left = bound.entries.saturating_sub(bound.leased.load(Ordering::Relaxed));
+        bound.changed.max((bound.floor + self.leased + left) / 4)
+    }
+
     /// Only `entries` are held now: what they do not need is anyone's.
     pub(crate) fn shrink(&mut self, entries: usize) {
         let needed = entries.saturating_sub(self.cache.inner.floor);
         let surplus = self.leased.saturating_sub(needed);
-        self.leased -= surplus;
-        self.cache.inner.leased.fetch_sub(surplus, Ordering::Relaxed);
+        if surplus > 0 {
+            self.leased -= surplus;
+            self.cache.inner.leased.fetch_sub(surplus, Ordering::Relaxed);
+        }
     }
 }
 
@@ -207,7 +226,7 @@ mod tests {
 
     #[test]
     fn what_is_used_stays_longer() {
-        let mut pages = Pages::new(SharedCache::with_floor(0, 4));
+        let mut pages = Pages::new(SharedCache::with_floor(0, 4, 1));
         for page in 0..100 {
             keep(&mut pages, page);
             let used = pages.get(key(3)).is_some();
@@ -223,8 +242,9 @@ mod tests {
 
     #[test]
     fn a_lease_gives_back_what_it_does_not_need() {
-        let cache = SharedCache::with_floor(5 * ENTRY, 2);
+        let cache = SharedCache::with_floor(5 * ENTRY, 2, 1);
         let mut lease = Lease::new(cache.clone());
+        assert_eq!((lease.changed(), Lease::new(SharedCache::none()).changed()), (1, 4));
         assert!(lease.covers(2));
         assert_eq!(cache.used(), 0);
         assert!(lease.covers(7));

@@ -96,6 +96,7 @@ impl Inner {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
         let block = piece.block;
+        assert!(state.map.state(block) != BlockState::Unknown, "{block:?} was forgotten");
         let run = state.map.run_at(block, piece.from, piece.from + piece.len);
         let reads_zero = run.is_some_and(|r| r.place == Found::Zero && r.len == piece.len);
         let Some(place) = state.leaf_place(block) else {

@@ -1,7 +1,7 @@
 //! The disk itself: its state, how it is opened, and how requests enter it.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
 use futures_util::future::try_join_all;
@@ -13,7 +13,7 @@ use io::{
 };
 
 use crate::blocks::BlockSet;
-use crate::cache::SharedCache;
+use crate::cache::{Lease, SharedCache};
 use crate::caller::Caller;
 use crate::chain::{Chain, Missing, layer_blocks, read_bitmaps};
 use crate::clear::Clearing;
@@ -128,6 +128,9 @@ impl Stats {
     }
 }
 
+/// Tables of the owner map that are looked at for one to forget.
+const EVICT_STEPS: usize = 64;
+
 /// Told the number of held requests.
 type HeldChanged = Box<dyn Fn(u64)>;
 
@@ -153,6 +156,12 @@ pub(crate) struct State {
     /// Blocks of a flat leaf that are known to have their space.
     pub(crate) backed: BlockSet,
     pub(crate) dirty: Dirty,
+    /// Blocks whose bitmaps a flush has frozen and not brought to the disk.
+    pub(crate) flushing: BTreeSet<BlockIndex>,
+    /// Blocks that a request is looking up: see [`LookUp`].
+    looked_up: HashMap<BlockIndex, usize>,
+    /// Room for the map's tables of mixed blocks.
+    pub(crate) tables: Lease,
 }
 
 pub(crate) struct Inner {
@@ -179,6 +188,33 @@ pub(crate) struct Inner {
     pub(crate) held: Cell<u64>,
     pub(crate) held_changed: RefCell<Option<HeldChanged>>,
     pub(crate) stats: RefCell<Stats>,
+}
+
+/// A request is reading what the layers' files say of a block. Until it has, the block is not made
+/// unknown: what it read may be older than what others have changed and flushed since, and to find the
+/// block known is how it learns of that.
+struct LookUp<'a> {
+    inner: &'a Inner,
+    block: BlockIndex,
+}
+
+impl<'a> LookUp<'a> {
+    fn begin(inner: &'a Inner, block: BlockIndex) -> Self {
+        *inner.state.borrow_mut().looked_up.entry(block).or_default() += 1;
+        Self { inner, block }
+    }
+}
+
+impl Drop for LookUp<'_> {
+    fn drop(&mut self) {
+        let looked_up = &mut self.inner.state.borrow_mut().looked_up;
+        if let Some(requests) = looked_up.get_mut(&self.block) {
+            *requests -= 1;
+            if *requests == 0 {
+                looked_up.remove(&self.block);
+            }
+        }
+    }
 }
 
 /// An open chain as a block device. Clones share it.
@@ -218,7 +254,7 @@ impl Disk {
     /// # Errors
     /// See [`OpenError`]; nothing was changed then, except that an interrupted replay may be repeated.
     pub async fn open(local: Local, open: OpenChain) -> std::result::Result<Self, OpenError> {
-        let (chain, taken) = Chain::open(open.files, open.fixed_base, open.cache).await?;
+        let (chain, taken) = Chain::open(open.files, open.fixed_base, open.cache.clone()).await?;
         let leaf = chain.leaf();
         let leaf_uuid = leaf.image.uuid;
         let blocks = u32::try_from(leaf.image.size.blocks()).expect("a VHD has 32-bit blocks");
@@ -237,6 +273,9 @@ impl Disk {
                 assigned: HashMap::new(),
                 backed: BlockSet::default(),
                 dirty: Dirty::default(),
+                flushing: BTreeSet::new(),
+                looked_up: HashMap::new(),
+                tables: Lease::new(open.cache),
             }),
             gate: Cell::new(Gate::Open),
             tickets: Rc::default(),
@@ -351,7 +390,8 @@ impl Inner {
         }
     }
 
-    /// Makes a block known: reads its entries and bitmaps down the chain, the first time.
+    /// Makes a block known: reads its entries and bitmaps down the chain, the first time or when it was
+    /// forgotten since. It stays known until the caller awaits something.
     pub(crate) async fn resolve(&self, block: BlockIndex) -> Result<()> {
         if self.state.borrow().map.state(block) != BlockState::Unknown {
             return Ok(());
@@ -360,6 +400,7 @@ impl Inner {
     }
 
     async fn look_up(&self, block: BlockIndex) -> Result<()> {
+        let _until_known = LookUp::begin(self, block);
         let mut pages = Vec::new();
         let holdings = loop {
             let found = {
@@ -387,6 +428,7 @@ impl Inner {
         // another request may have been faster, and may have changed the block since
         if state.map.state(block) == BlockState::Unknown {
             state.map.resolve(block, layer_blocks(&holdings, &bitmaps));
+            state.make_room(Some(block));
         }
         Ok(())
     }
@@ -419,6 +461,30 @@ impl Inner {
 impl State {
     pub(crate) fn leaf_slot(&self) -> Slot {
         self.chain.leaf_slot()
+    }
+
+    /// Forgets mixed blocks until the others have room: such that the layers' files say all of, and not
+    /// `block`, which its caller is about to use.
+    pub(crate) fn make_room(&mut self, block: Option<BlockIndex>) {
+        let Self { map, tables, dirty, flushing, looked_up, .. } = self;
+        let pinned = |other| {
+            Some(other) == block
+                || dirty.has_bitmap(other)
+                || flushing.contains(&other)
+                || looked_up.contains_key(&other)
+        };
+        while !tables.covers(map.mixed()) {
+            // where nearly all are pinned the search is given up: a flush comes before they are too many
+            if !map.evict(EVICT_STEPS, pinned) {
+                break;
+            }
+        }
+        tables.shrink(map.mixed());
+    }
+
+    /// Whether so many blocks are changed that they must be flushed before another one is.
+    pub(crate) fn must_flush(&self) -> bool {
+        self.chain.leaf().is_differencing() && self.dirty.bitmaps() >= self.tables.changed()
     }
 
     /// Where the leaf keeps the block: published, or assigned and not yet written.

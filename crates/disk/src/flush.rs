@@ -42,6 +42,15 @@ impl Dirty {
         self.bitmaps.insert(block);
     }
 
+    pub(crate) fn has_bitmap(&self, block: BlockIndex) -> bool {
+        self.bitmaps.contains(&block)
+    }
+
+    /// How many blocks' bitmaps changed.
+    pub(crate) fn bitmaps(&self) -> usize {
+        self.bitmaps.len()
+    }
+
     /// The block's BAT entry changed.
     pub(crate) fn table(&mut self, block: BlockIndex) {
         self.pages.insert(block.0 / table::ENTRIES);
@@ -100,8 +109,10 @@ impl Flushes {
 /// The metadata of one moment, on its way to the disk.
 struct FrozenMeta {
     file: Rc<dyn BlockFile>,
+    /// The blocks whose bitmaps these are.
+    blocks: BTreeSet<BlockIndex>,
     /// Place and bitmap; None where all bits are set.
-    bitmaps: Vec<(Place, Option<Bitmap>)>,
+    bitmaps: Vec<(Place, Option<Box<Bitmap>>)>,
     /// Sector and bytes of BAT pages.
     pages: Vec<(Sector, Vec<u8>)>,
     log: Option<Frozen>,
@@ -170,8 +181,17 @@ impl Inner {
             self.changed.notify();
             return Err(error);
         }
-        if let (Some(half), Some(log)) = (&frozen.log, &mut self.state.borrow_mut().log) {
-            log.trim(half);
+        {
+            let mut guard = self.state.borrow_mut();
+            let state = &mut *guard;
+            // after a failure they stay: nothing but the map has their bits then
+            for block in &frozen.blocks {
+                state.flushing.remove(block);
+            }
+            state.make_room(None);
+            if let (Some(half), Some(log)) = (&frozen.log, &mut state.log) {
+                log.trim(half);
+            }
         }
         if !frozen.dropped.is_empty() {
             // one task for all of them: a discard of the whole disk drops every block it has
@@ -231,12 +251,14 @@ impl State {
         let slot = self.leaf_slot();
         let leaf = self.chain.leaf();
         let differencing = leaf.is_differencing();
+        self.flushing.extend(&dirty.bitmaps);
         let bitmaps = dirty
             .bitmaps
-            .into_iter()
+            .iter()
             .filter_map(|block| {
-                let place = leaf.table.get(block).and_then(Place::at_bitmap)?;
-                Some((place, differencing.then(|| self.map.bitmap_of(block, slot))))
+                let place = leaf.table.get(*block).and_then(Place::at_bitmap)?;
+                let bitmap = differencing.then(|| self.map.bitmap_of(*block, slot));
+                Some((place, bitmap.filter(|bits| !bits.is_full()).map(Box::new)))
             })
             .collect();
         let pages = dirty
@@ -249,7 +271,8 @@ impl State {
             .collect();
         let file = Rc::clone(&leaf.file);
         let log = self.log.as_mut().map(crate::log::MetaLog::freeze);
-        Some(FrozenMeta { file, bitmaps, pages, log, dropped: self.space.take_dropped() })
+        let blocks = dirty.bitmaps;
+        Some(FrozenMeta { file, blocks, bitmaps, pages, log, dropped: self.space.take_dropped() })
     }
 }
 

@@ -60,6 +60,7 @@ impl Inner {
                 }
                 from = run.from + run.len;
             }
+            assert_eq!(from, end, "{:?} was forgotten while it was read", piece.block);
         }
         self.stats.borrow_mut().file_reads += reads.len() as u64;
         if reads.len() == 1
@@ -84,8 +85,8 @@ impl Inner {
             self.resolve(piece.block).await?;
             let state = self.state.borrow();
             let layers = state.chain.depth();
-            let mut from = piece.from;
-            while let Some(run) = state.map.run_at(piece.block, from, piece.from + piece.len) {
+            let (mut from, end) = (piece.from, piece.from + piece.len);
+            while let Some(run) = state.map.run_at(piece.block, from, end) {
                 let (kind, depth) = match run.place {
                     Found::Zero => (ExtentKind::Hole, 0),
                     Found::Data { slot, .. } => (ExtentKind::Data, layers - usize::from(slot.0)),
@@ -101,6 +102,7 @@ impl Inner {
                 }
                 from = run.from + run.len;
             }
+            assert_eq!(from, end, "{:?} was forgotten while it was looked at", piece.block);
         }
         Ok(extents)
     }

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use image::owner::{BlockState, Source};
+use image::owner::Source;
 use image::{BLOCK_SECTORS, BlockIndex, Kind, Sector};
 use io::{ByteCount, ByteRange, Clear, Durability, Effort, Request};
 
+use crate::chain::Layer;
 use crate::disk::Inner;
 use crate::error::OpenError;
 use crate::log::Record;
@@ -58,6 +59,8 @@ pub(crate) async fn apply(inner: &Rc<Inner>, records: &[Record]) -> Result<(), O
             }
         }
     }
+    // all of it is checked before any of it reaches the disk
+    let taken = places(inner.state.borrow().chain.leaf(), &changes)?;
     for (block, change) in &changes {
         // a block that the log placed had an empty bitmap then, whatever stands on the disk
         if change.place.is_some() {
@@ -67,45 +70,71 @@ pub(crate) async fn apply(inner: &Rc<Inner>, records: &[Record]) -> Result<(), O
             state.dirty.table(*block);
         }
         inner.resolve(*block).await?;
-        let mut guard = inner.state.borrow_mut();
-        let state = &mut *guard;
-        let slot = state.leaf_slot();
-        let differencing = state.chain.leaf().is_differencing();
-        if let Some(Some(place)) = change.place {
-            state.chain.leaf_mut().table.set(*block, place.bitmap());
-            if !differencing {
+        let must_flush = {
+            let mut guard = inner.state.borrow_mut();
+            let state = &mut *guard;
+            let slot = state.leaf_slot();
+            let differencing = state.chain.leaf().is_differencing();
+            if let Some(Some(place)) = change.place {
+                state.chain.leaf_mut().table.set(*block, place.bitmap());
+                if !differencing {
+                    let source = Source { slot, data: place.data() };
+                    state.map.own(*block, source, 0, BLOCK_SECTORS);
+                }
+            }
+            if let Some(place) = state.leaf_place(*block) {
                 let source = Source { slot, data: place.data() };
-                state.map.own(*block, source, 0, BLOCK_SECTORS);
+                for (from, len) in &change.owned {
+                    state.map.own(*block, source, *from, *len);
+                }
+                state.dirty.bitmap(*block);
             }
+            state.make_room(Some(*block));
+            state.must_flush()
+        };
+        // The log may have changed more blocks than there is memory for. Each block is whole by itself,
+        // and the log stays until all are durable: it is replayed again if this one is cut short.
+        if must_flush {
+            inner.flush().await?;
         }
-        if let Some(place) = state.leaf_place(*block) {
-            let source = Source { slot, data: place.data() };
-            for (from, len) in &change.owned {
-                state.map.own(*block, source, *from, *len);
-            }
-            state.dirty.bitmap(*block);
-        } else if !change.owned.is_empty() {
-            let (layer, why) = (leaf.uuid, "says the log, but the block has no place");
-            return Err(OpenError::Table { layer, block: block.0, sector: 0, why });
-        }
-        debug_assert!(state.map.state(*block) != BlockState::Unknown);
     }
-    let mut guard = inner.state.borrow_mut();
-    let state = &mut *guard;
-    let entries = state.chain.leaf().table.entries();
-    let mut taken: Vec<(Place, BlockIndex)> = entries
-        .map(|(block, at)| (Place::at_bitmap(at).expect("checked when it was read"), block))
-        .collect();
+    let mut state = inner.state.borrow_mut();
+    state.space = Space::new(&leaf, &taken);
+    Ok(())
+}
+
+/// The places of the leaf once the changes are made, in order.
+fn places(leaf: &Layer, changes: &BTreeMap<BlockIndex, Change>) -> Result<Vec<Place>, OpenError> {
+    let bad = |block: BlockIndex, sector, why| OpenError::Table {
+        layer: leaf.image.uuid,
+        block: block.0,
+        sector,
+        why,
+    };
+    for (block, change) in changes {
+        let has_place =
+            change.place.map_or(leaf.table.get(*block).is_some(), |place| place.is_some());
+        if !change.owned.is_empty() && !has_place {
+            return Err(bad(*block, 0, "says the log, but the block has no place"));
+        }
+    }
+    let moved =
+        |block: &BlockIndex| changes.get(block).is_some_and(|change| change.place.is_some());
+    let kept = leaf
+        .table
+        .entries()
+        .filter(|(block, _)| !moved(block))
+        .map(|(block, at)| (Place::at_bitmap(at).expect("checked when it was read"), block));
+    let placed =
+        changes.iter().filter_map(|(block, change)| Some((change.place.flatten()?, *block)));
+    let mut taken: Vec<(Place, BlockIndex)> = kept.chain(placed).collect();
     taken.sort_unstable();
     if let Some(at) = Place::overlap(taken.iter().map(|(place, _)| *place)) {
         let (place, block) = taken[at];
-        let (layer, why) = (leaf.uuid, "where another block stands already, says the log");
-        let (block, sector) = (block.0, place.bitmap().0);
-        return Err(OpenError::Table { layer, block, sector, why });
+        let why = "where another block stands already, says the log";
+        return Err(bad(block, place.bitmap().0, why));
     }
-    let taken: Vec<Place> = taken.into_iter().map(|(place, _)| place).collect();
-    state.space = Space::new(&leaf, &taken);
-    Ok(())
+    Ok(taken.into_iter().map(|(place, _)| place).collect())
 }
 
 /// Makes every range of the leaf's file that no block owns zero: after a crash it may hold anything.

@@ -32,6 +32,17 @@ enum Reserved {
     FileFull,
 }
 
+/// What came of publishing written sectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Publish {
+    /// They are part of the disk.
+    Done,
+    /// The log has no room, or too many blocks are changed: a flush makes room for both.
+    Full,
+    /// The block was forgotten while its data was written.
+    Forgotten,
+}
+
 impl Inner {
     pub(crate) async fn write(
         self: &Rc<Self>,
@@ -247,20 +258,26 @@ impl Inner {
     /// Makes written sectors part of the disk: log record, then map. Returns when it is safe to tell
     /// the guest (rule D2).
     pub(crate) async fn publish(self: &Rc<Self>, piece: Piece, place: Place) -> Result<()> {
-        while !self.try_publish(piece, place) {
-            // the log is full: write metadata through, then there is room
-            self.flush().await?;
+        loop {
+            match self.try_publish(piece, place) {
+                Publish::Done => return Ok(()),
+                // write metadata through, then there is room
+                Publish::Full => self.flush().await?,
+                Publish::Forgotten => self.resolve(piece.block).await?,
+            }
         }
-        Ok(())
     }
 
-    /// False: no room in the log; nothing was changed.
-    fn try_publish(&self, piece: Piece, place: Place) -> bool {
+    /// Changes nothing unless it is done.
+    fn try_publish(&self, piece: Piece, place: Place) -> Publish {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
         if state.leaf_place(piece.block) != Some(place) {
             // a discard of the whole block overlapped this write and came after it
-            return true;
+            return Publish::Done;
+        }
+        if state.map.state(piece.block) == BlockState::Unknown {
+            return Publish::Forgotten;
         }
         let slot = state.leaf_slot();
         let is_new = state.chain.leaf().table.get(piece.block).is_none();
@@ -269,7 +286,10 @@ impl Inner {
         let (from, len) = if differencing { (piece.from, piece.len) } else { (0, BLOCK_SECTORS) };
         let owned = state.map.owns(piece.block, slot, from, len);
         if owned && !is_new {
-            return true;
+            return Publish::Done;
+        }
+        if !state.dirty.has_bitmap(piece.block) && state.must_flush() {
+            return Publish::Full;
         }
         let map = Record::Map { block: piece.block.0, bitmap: sector32(place) };
         let own = Record::Own { block: piece.block.0, from, len };
@@ -279,17 +299,17 @@ impl Inner {
             && let Some(log) = &mut state.log
             && !log.append(records)
         {
-            return false;
+            return Publish::Full;
         }
         if is_new {
             state.assigned.remove(&piece.block);
             state.chain.leaf_mut().table.set(piece.block, place.bitmap());
             state.dirty.table(piece.block);
         }
-        debug_assert!(state.map.state(piece.block) != BlockState::Unknown);
         state.map.own(piece.block, Source { slot, data: place.data() }, from, len);
         state.dirty.bitmap(piece.block);
-        true
+        state.make_room(Some(piece.block));
+        Publish::Done
     }
 }
 

@@ -19,6 +19,11 @@
 //! The map of the leaf's own sectors doubles as the leaf's sector bitmaps: a bit is set exactly when
 //! the leaf owns the sector here ([`OwnerMap::bitmap_of`]). A word changes only after the data it
 //! names is written, so what the map says is what may become durable (rule D1).
+//!
+//! Tables are the part of the map that grows with what a guest does. A block whose table can be built
+//! again from the layers' bitmaps may be forgotten: it is unknown then ([`OwnerMap::evict`]).
+
+use std::cell::Cell;
 
 use crate::{BLOCK_SECTORS, Bitmap, BlockIndex, Sector};
 
@@ -98,22 +103,59 @@ pub struct LayerBlock<'a> {
 /// Owner of each sector of a mixed block: 0 = zero, n = `sources[n - 1]`.
 #[derive(Clone, Debug)]
 struct Table {
+    block: BlockIndex,
+    /// Since the search for one to evict came by.
+    used: Cell<bool>,
     sources: Vec<Source>,
     owners: Box<[u8; SECTORS]>,
 }
 
 impl Table {
-    fn zero() -> Self {
-        Self { sources: Vec::new(), owners: Box::new([0; SECTORS]) }
+    fn zero(block: BlockIndex) -> Self {
+        let owners = Box::new([0; SECTORS]);
+        Self { block, used: Cell::new(false), sources: Vec::new(), owners }
     }
 
-    /// The byte that stands for `source`; a chain has far fewer than 255 layers.
+    /// The byte that stands for `source`.
+    ///
+    /// # Panics
+    /// If 255 other layers own sectors of the block: a chain has far fewer.
     fn id_of(&mut self, source: Source) -> u8 {
         let at = self.sources.iter().position(|s| *s == source).unwrap_or_else(|| {
+            if self.sources.len() >= usize::from(u8::MAX) {
+                // layers that owned sectors once, and under later snapshots own none any more
+                self.forget_hidden();
+            }
             self.sources.push(source);
             self.sources.len().saturating_sub(1)
         });
-        u8::try_from(at.saturating_add(1)).unwrap_or(u8::MAX)
+        let id = u8::try_from(at.saturating_add(1));
+        assert!(id.is_ok(), "more than 255 layers own sectors of {:?}", self.block);
+        id.unwrap_or(u8::MAX)
+    }
+
+    /// Takes out the sources that own no sector, and numbers the others anew.
+    fn forget_hidden(&mut self) {
+        let mut seen = [false; 256];
+        for owner in self.owners.iter() {
+            if let Some(seen) = seen.get_mut(usize::from(*owner)) {
+                *seen = true;
+            }
+        }
+        let mut ids = [0u8; 256];
+        let mut next = 1u8;
+        let mut kept = Vec::new();
+        for ((id, seen), source) in ids.iter_mut().zip(seen).skip(1).zip(&self.sources) {
+            if seen {
+                *id = next;
+                next = next.saturating_add(1);
+                kept.push(*source);
+            }
+        }
+        for owner in self.owners.iter_mut() {
+            *owner = ids.get(usize::from(*owner)).copied().unwrap_or(0);
+        }
+        self.sources = kept;
     }
 
     fn place(&self, sector: u32, id: u8) -> Place {
@@ -145,6 +187,8 @@ pub struct OwnerMap {
     chunks: Vec<Option<Box<[u64; CHUNK]>>>,
     tables: Vec<Option<Table>>,
     free_tables: Vec<u32>,
+    /// Where the search for a table to evict goes on.
+    hand: usize,
     blocks: u32,
 }
 
@@ -152,8 +196,13 @@ impl OwnerMap {
     /// A map of `blocks` unknown blocks.
     #[must_use]
     pub fn new(blocks: u32) -> Self {
-        let mut map =
-            Self { chunks: Vec::new(), tables: Vec::new(), free_tables: Vec::new(), blocks: 0 };
+        let mut map = Self {
+            chunks: Vec::new(),
+            tables: Vec::new(),
+            free_tables: Vec::new(),
+            hand: 0,
+            blocks: 0,
+        };
         map.grow(blocks);
         map
     }
@@ -179,6 +228,33 @@ impl OwnerMap {
             SECTORS.saturating_add(sources)
         });
         chunks.saturating_add(tables.sum())
+    }
+
+    /// How many blocks have a table.
+    #[must_use]
+    pub fn mixed(&self) -> usize {
+        self.tables.len().saturating_sub(self.free_tables.len())
+    }
+
+    /// Makes a mixed block unknown that is not `pinned` and was not used lately: what is pinned cannot be
+    /// known again from the layers' files. Looks at no more than `steps` tables; false if it found none.
+    pub fn evict(&mut self, steps: usize, pinned: impl Fn(BlockIndex) -> bool) -> bool {
+        for _ in 0..steps.min(self.tables.len().saturating_mul(2)) {
+            let at = self.hand;
+            self.hand = at.saturating_add(1);
+            if self.hand >= self.tables.len() {
+                self.hand = 0;
+            }
+            if let Some(Some(table)) = self.tables.get(at)
+                && !table.used.replace(false)
+                && !pinned(table.block)
+            {
+                let block = table.block;
+                self.forget(block);
+                return true;
+            }
+        }
+        false
     }
 
     fn word(&self, block: BlockIndex) -> u64 {
@@ -218,7 +294,9 @@ impl OwnerMap {
         if word >> TAG_SHIFT != 3 {
             return None;
         }
-        self.tables.get(table_of(word))?.as_ref()
+        let table = self.tables.get(table_of(word))?.as_ref()?;
+        table.used.set(true);
+        Some(table)
     }
 
     /// Takes a block's table out, whatever the block's state; unknown counts as zero.
@@ -229,15 +307,15 @@ impl OwnerMap {
                 let index = table_of(word);
                 let taken = self.tables.get_mut(index).and_then(Option::take);
                 self.free_tables.push(u32::try_from(index).unwrap_or(u32::MAX));
-                taken.unwrap_or_else(Table::zero)
+                taken.unwrap_or_else(|| Table::zero(block))
             }
             2 => {
-                let mut table = Table::zero();
+                let mut table = Table::zero(block);
                 let id = table.id_of(source_of(word));
                 table.owners.fill(id);
                 table
             }
-            _ => Table::zero(),
+            _ => Table::zero(block),
         }
     }
 
@@ -262,7 +340,7 @@ impl OwnerMap {
         block: BlockIndex,
         layers: impl IntoIterator<Item = LayerBlock<'a>>,
     ) {
-        let mut table = Table::zero();
+        let mut table = Table::zero(block);
         for (at, layer) in layers.into_iter().enumerate() {
             let all = layer.owned.is_none_or(Bitmap::is_full);
             if at == 0 && all && layer.visible >= BLOCK_SECTORS {
@@ -298,8 +376,12 @@ impl OwnerMap {
         self.set_word(block, UNKNOWN);
     }
 
-    /// `source` owns `len` sectors from `from` on. The block must be known.
+    /// `source` owns `len` sectors from `from` on.
+    ///
+    /// # Panics
+    /// If the block is unknown: its other sectors would read as zero from then on.
     pub fn own(&mut self, block: BlockIndex, source: Source, from: u32, len: u32) {
+        assert!(self.state(block) != BlockState::Unknown, "{block:?} gets an owner unseen");
         let end = from.saturating_add(len).min(BLOCK_SECTORS);
         if self.state(block) == BlockState::Whole(source) {
             return;
@@ -368,8 +450,12 @@ impl OwnerMap {
     }
 
     /// The sectors of the block that `slot` owns, as a bitmap for disk.
+    ///
+    /// # Panics
+    /// If the block is unknown: an empty bitmap would give up what the layer holds.
     #[must_use]
     pub fn bitmap_of(&self, block: BlockIndex, slot: Slot) -> Bitmap {
+        assert!(self.state(block) != BlockState::Unknown, "the bitmap of {block:?} was forgotten");
         let mut bitmap = Bitmap::empty();
         let mut from = 0;
         while let Some(run) = self.run_at(block, from, BLOCK_SECTORS) {
@@ -467,6 +553,67 @@ mod tests {
         assert_eq!(map.tables.iter().flatten().count(), 0);
         map.set_zero(B);
         assert_eq!(map.state(B), BlockState::Zero);
+    }
+
+    #[test]
+    fn layers_that_later_ones_hide_make_room_for_new_ones() {
+        let mut map = OwnerMap::new(10);
+        map.resolve(B, [LayerBlock { source: source(0), owned: None, visible: 4000 }]);
+        // as many snapshots, each with a write to the same sectors and to one of its own
+        for slot in 1..1000 {
+            map.own(B, source(slot), 0, 8);
+            map.own(B, source(slot), 8 + u32::from(slot % 200), 1);
+        }
+        let at = |sector: u32| match map.run_at(B, sector, sector + 1).map(|run| run.place) {
+            Some(Place::Data { slot, at }) => {
+                assert_eq!(at.0, source(slot.0).data.0 + u64::from(sector));
+                Some(slot.0)
+            }
+            _ => None,
+        };
+        assert_eq!((at(0), at(300), at(4050)), (Some(999), Some(0), None));
+        for sector in 0..200 {
+            let last = (1..1000).rev().find(|slot| slot % 200 == sector);
+            assert_eq!(at(8 + u32::from(sector)), last);
+        }
+    }
+
+    #[test]
+    fn what_is_evicted_is_unknown_and_what_is_pinned_or_used_stays() {
+        let mut map = OwnerMap::new(10);
+        for block in 0..4 {
+            let layer = LayerBlock { source: source(0), owned: None, visible: 100 };
+            map.resolve(BlockIndex(block), [layer]);
+        }
+        map.set_zero(BlockIndex(4));
+        assert_eq!(map.mixed(), 4);
+        assert!(map.run_at(BlockIndex(1), 0, 8).is_some());
+        let pinned = |block| block == BlockIndex(0);
+        let mut gone = Vec::new();
+        while map.evict(100, pinned) {
+            let known = |b: &u32| map.state(BlockIndex(*b)) != BlockState::Unknown;
+            gone.extend((0..5).filter(|b| !known(b) && !gone.contains(b)).collect::<Vec<_>>());
+        }
+        assert_eq!(gone, [2, 3, 1]);
+        assert_eq!(map.state(BlockIndex(0)), BlockState::Mixed);
+        assert_eq!(map.run_at(BlockIndex(1), 0, 8), None);
+        assert_eq!(map.mixed(), 1);
+        assert!(!map.evict(0, |_| false));
+    }
+
+    #[test]
+    #[should_panic(expected = "was forgotten")]
+    fn a_forgotten_block_has_no_bitmap() {
+        let mut map = OwnerMap::new(10);
+        map.resolve(B, [LayerBlock { source: source(0), owned: None, visible: 100 }]);
+        assert!(map.evict(2, |_| false));
+        drop(map.bitmap_of(B, Slot(0)));
+    }
+
+    #[test]
+    #[should_panic(expected = "gets an owner unseen")]
+    fn nothing_is_owned_in_an_unknown_block() {
+        OwnerMap::new(10).own(B, source(1), 0, 8);
     }
 
     proptest! {
