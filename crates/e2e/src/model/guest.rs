@@ -28,6 +28,8 @@ pub(super) struct Shared {
     /// The guest begins nothing new: somebody looks at everything.
     paused: Mutex<Pause>,
     changed: Condvar,
+    /// The power is being cut: what is answered from now on was not promised.
+    dark: AtomicBool,
     /// What a guest read that it must not.
     wrong: Mutex<Option<String>>,
 }
@@ -61,7 +63,17 @@ impl Shared {
         }
     }
 
+    /// From now on nothing that is answered counts, until guests [go on](Self::go_on).
+    pub(super) fn darken(&self) {
+        self.dark.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_dark(&self) -> bool {
+        self.dark.load(Ordering::SeqCst)
+    }
+
     pub(super) fn go_on(&self) {
+        self.dark.store(false, Ordering::SeqCst);
         open(&self.paused).wanted = false;
         self.changed.notify_all();
     }
@@ -203,7 +215,9 @@ fn act(
             let mut began = 0;
             on(&mut |history| began = history.tick());
             client.flush()?;
-            on(&mut |history| history.flushed(began));
+            if !shared.is_dark() {
+                on(&mut |history| history.flushed(began));
+            }
         }
         _ => {
             let mut data = vec![0; usize::try_from(bytes).expect("a few sectors")];

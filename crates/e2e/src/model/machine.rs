@@ -2,6 +2,7 @@
 //! boot id; all of them seen by the system alone, in a mount namespace.
 
 use std::fs::File;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::Receiver;
@@ -205,12 +206,25 @@ impl Machine {
     }
 
     /// Cuts the power: what the file system has not written is gone, and memory is empty. The machine
-    /// is booted again; the system is not started.
-    pub(super) fn cut(&mut self) -> Result<()> {
+    /// is booted again; the system is not started. `now` is called right before the moment.
+    ///
+    /// For the processes it is an error of the disk, and they live on for a moment. A machine without
+    /// power answers nobody, so what they answer then is no promise; and it need not be true: ext4 tells
+    /// a caller of `fdatasync` who comes late that the transaction it threw away is not open any more.
+    pub(super) fn cut(&mut self, now: impl FnOnce()) -> Result<()> {
+        // waits for its command, so that little time is between it and `now`
+        let mut shutdown = Command::new(need::tool("/usr/sbin/xfs_io")?)
+            .arg("-x")
+            .arg(self.home.path().join("mnt"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()?;
+        let mut commands = shutdown.stdin.take().context("xfs_io has no input")?;
+        now();
         // at once, and without writing its journal
-        run(Command::new(need::tool("/usr/sbin/xfs_io")?)
-            .args(["-x", "-c", "shutdown"])
-            .arg(self.home.path().join("mnt")))?;
+        commands.write_all(b"shutdown\n")?;
+        drop(commands);
+        ensure!(shutdown.wait()?.success(), "the file system does not shut down");
         self.kill_all()?;
         self.unmount()?;
         for entry in std::fs::read_dir(self.shm.path())? {

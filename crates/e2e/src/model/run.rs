@@ -137,11 +137,12 @@ fn one_life(
     let killed = std::thread::scope(|scope| {
         let (died, dead) = channel::<()>();
         let (machine, dying) = (&mut *machine, &dying);
+        let dark = || shared.darken();
         let killer = scope.spawn(move || {
             // the sender goes early where a deed went wrong
             let early = matches!(begin.recv_timeout(after), Err(RecvTimeoutError::Disconnected));
             dying.store(death != Death::Nobody, Ordering::SeqCst);
-            let killed = if early { Ok(()) } else { kill(machine, death) };
+            let killed = if early { Ok(()) } else { kill(machine, death, dark) };
             drop(died);
             killed
         });
@@ -178,13 +179,13 @@ fn one_life(
     Ok(())
 }
 
-fn kill(machine: &mut Machine, death: Death) -> Result<()> {
+fn kill(machine: &mut Machine, death: Death, dark: impl FnOnce()) -> Result<()> {
     match death {
         Death::Nobody => Ok(()),
         Death::Node => machine.kill_node(),
         Death::Server => machine.kill_serve(),
         Death::Both => machine.kill_all(),
-        Death::Power => machine.cut(),
+        Death::Power => machine.cut(dark),
     }
 }
 
