@@ -477,11 +477,37 @@ fn may_not_sweep(unreadable: &[(ObjectName, String)]) -> CatalogError {
 }
 
 impl State {
-    /// Other volumes than `volume` that own layers which stand on `layers`.
+    /// Other volumes than `volume` that stand on `layers`, its own, and on no other volume in between. A
+    /// layer that its volume has left, and that is kept for those that stand on it, stands for them.
     fn owners_above(&self, volume: Uuid, layers: &[Uuid]) -> BTreeSet<Uuid> {
-        let children = layers.iter().flat_map(|layer| self.tree.children(*layer));
-        let owners = children.filter_map(|child| self.tree.get(child)?.owner);
-        owners.filter(|owner| *owner != volume).collect()
+        let (mut owners, mut seen) = (BTreeSet::new(), BTreeSet::new());
+        let mut open: Vec<Uuid> =
+            layers.iter().flat_map(|layer| self.tree.children(*layer)).collect();
+        while let Some(child) = open.pop() {
+            // ends also where links lead in a circle
+            if !seen.insert(child) {
+                continue;
+            }
+            match self.tree.get(child).and_then(|node| node.owner) {
+                None => {}
+                Some(owner) if owner == volume => {}
+                Some(owner) if self.stands_on(owner, child) => {
+                    owners.insert(owner);
+                }
+                Some(_) => open.extend(self.tree.children(child)),
+            }
+        }
+        owners
+    }
+
+    /// Whether a tip of the volume is `layer`, its own, or stands on it.
+    fn stands_on(&self, volume: Uuid, layer: Uuid) -> bool {
+        let Some(record) = self.volumes.get(&volume) else { return false };
+        record.is_tip(layer)
+            || record
+                .tips()
+                .flat_map(|(tip, _)| tip.layers())
+                .any(|tip| self.tree.path_so_far(*tip).contains(&layer))
     }
 
     fn named(&self, volumes: &BTreeSet<Uuid>) -> Vec<Named> {

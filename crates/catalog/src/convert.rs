@@ -124,12 +124,7 @@ impl Catalog {
         let origins = self.origins_of(&old_layers, volume);
         drop(held);
         if plan.way == ConversionWay::Rewrite {
-            for owner in [volume].into_iter().chain(origins) {
-                // What only the old layers held up goes now; nothing of that is this one's failure.
-                if let Err(error) = self.drop_ghosts(owner).await {
-                    tracing::warn!(volume = %owner, %error, "unused layers stay for now");
-                }
-            }
+            self.drop_unused([volume].into_iter().chain(origins).collect()).await;
         }
         self.volume(converted.uuid)
     }

@@ -1,5 +1,7 @@
 //! Volumes: create, rename, delete.
 
+use std::collections::BTreeSet;
+
 use io::{ByteRange, IoBuf};
 use uuid::Uuid;
 
@@ -198,6 +200,8 @@ impl Catalog {
     /// # Errors
     /// `has-dependents` naming its linked clones, `volume-connected`, `busy`, `record-unreadable`.
     pub async fn delete_volume(&self, volume: Uuid) -> Result<()> {
+        // what others left standing on it, which nobody uses, is not in its way
+        self.drop_unused(self.left_above(&self.volume(volume)?)).await;
         let held = self.hold_with_origins(volume, "a deletion", Pace::Short).await?;
         let record = self.volume(volume)?;
         self.disconnected(&record, "delete")?;
@@ -216,6 +220,11 @@ impl Catalog {
                 .hint("delete the linked clones first")
                 .related(dependents));
         }
+        if let Some(owner) = self.left_above(&record).first() {
+            let owner = self.volume(*owner).map_or_else(|_| owner.to_string(), |owner| owner.name);
+            let message = format!("an unused layer of {owner} still stands on {}", record.name);
+            return Err(CatalogError::new(Code::Busy, message).hint("try again later"));
+        }
         // Leaves first: what is left after a crash in between is whole chains.
         let mut drops = record.layers.clone();
         let depth = |layer: &Uuid| self.with(|state| state.tree.path_so_far(*layer).len());
@@ -226,13 +235,41 @@ impl Catalog {
         let begun = self.begin(plan).await?;
         self.commit(begun).await?;
         drop(held);
-        for owner in origin_layers {
-            // Ghosts that only this clone held up go now; nothing of that is this deletion's failure.
-            if let Err(error) = self.drop_ghosts(owner).await {
-                tracing::warn!(volume = %owner, %error, "unused layers stay for now");
+        self.drop_unused(origin_layers).await;
+        Ok(())
+    }
+
+    /// Volumes and templates that `volume` stands on.
+    #[must_use]
+    pub fn origins(&self, volume: Uuid) -> Vec<Uuid> {
+        let layers = self.with(|state| state.volumes.get(&volume).map(|v| v.layers.clone()));
+        self.origins_of(&layers.unwrap_or_default(), volume)
+    }
+
+    /// Other volumes of which layers stand right on the volume's.
+    fn left_above(&self, record: &VolumeRecord) -> Vec<Uuid> {
+        let owners: BTreeSet<Uuid> = self.with(|state| {
+            let above = record.layers.iter().flat_map(|layer| state.tree.children(*layer));
+            above.filter_map(|layer| state.tree.get(layer)?.owner).collect()
+        });
+        owners.into_iter().filter(|owner| *owner != record.uuid).collect()
+    }
+
+    /// Layers of these volumes that nothing stands on any more go now; nothing of that is the failure of
+    /// what was done before.
+    pub(crate) async fn drop_unused(&self, volumes: Vec<Uuid>) {
+        // one volume's may have stood on another's
+        let mut again = true;
+        while std::mem::take(&mut again) {
+            for volume in &volumes {
+                match self.drop_ghosts(*volume).await {
+                    Ok(dropped) => again |= !dropped.is_empty(),
+                    Err(error) => {
+                        tracing::warn!(%volume, %error, "unused layers stay for now");
+                    }
+                }
             }
         }
-        Ok(())
     }
 
     /// Volumes other than `volume` whose layers `layers` stand on.

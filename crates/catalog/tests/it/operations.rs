@@ -325,6 +325,54 @@ fn clones_templates_and_copies() {
     });
 }
 
+/// A clone that was made a volume of its own leaves behind the layers that its own clones stand on; what
+/// they stood on has those clones then.
+#[test]
+fn a_clone_in_the_middle_that_left_is_none_of_those_that_stand_below() {
+    let lab = lab();
+    lab.executor.block_on(async {
+        let node = lab.open().await;
+        node.create("gold", SIZE, VolumeKind::Thin).await;
+        node.write("gold", 0, 1).await;
+        node.snapshot("gold", "s").await;
+        let clone = |of: Source, name: &str| node.catalog.clone_linked(of, vec![name.into()]);
+        drop(clone(source(&node, "gold", Some("s")), "middle").await.unwrap());
+        node.write("middle", 4096, 2).await;
+        node.snapshot("middle", "t").await;
+        drop(clone(source(&node, "middle", Some("t")), "top").await.unwrap());
+        node.write("top", 10240, 3).await;
+        let dependents = |name: &str| {
+            let all = node.catalog.dependents(node.id(name));
+            all.into_iter().map(|named| named.name).collect::<Vec<_>>()
+        };
+        assert_eq!([dependents("gold"), dependents("middle")], [["middle"], ["top"]]);
+        // as a snapshot that is gone, its layer still carries what is above
+        let t = node.snap_id("middle", "t");
+        node.catalog.snapshot_delete(node.id("middle"), t, &Unwatched).await.unwrap();
+        assert_eq!([dependents("gold"), dependents("middle")], [["middle"], ["top"]]);
+        let middle = node.id("middle");
+        node.catalog.convert(middle, VolumeKind::Fixed, false, &Unwatched).await.unwrap();
+        assert_eq!([dependents("gold"), dependents("middle")], [["top"], ["top"]]);
+        let snapshots = node.catalog.snapshot_tree(node.id("gold")).await.unwrap();
+        assert_eq!(snapshots[0].clones, 1);
+        assert_eq!(node.catalog.origins(node.id("top")).len(), 2);
+        let error = node.catalog.delete_volume(node.id("gold")).await.unwrap_err();
+        assert_eq!(error.message, "cannot delete gold: top is linked to it");
+        node.assert_sound("left").await;
+        let content = async |name: &str| {
+            let content = node.view().await[name].content.clone();
+            [content[0], content[5], content[8]]
+        };
+        assert_eq!(content("top").await, [1, 2, 3]);
+        node.catalog.delete_volume(node.id("top")).await.unwrap();
+        assert_eq!(node.catalog.volume(node.id("middle")).unwrap().layers.len(), 1);
+        assert_eq!([dependents("gold"), dependents("middle")], [[""; 0]; 2]);
+        node.catalog.delete_volume(node.id("gold")).await.unwrap();
+        assert_eq!(content("middle").await, [1, 2, 0]);
+        node.assert_sound("at the end").await;
+    });
+}
+
 #[test]
 fn full_copies_keep_holes_and_are_cancelled_whole() {
     let lab = lab();

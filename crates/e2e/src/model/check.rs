@@ -180,10 +180,8 @@ fn reconcile(ledger: &mut Ledger, seen: &BTreeMap<Uuid, Seen>, died: Died) -> Re
             }
         }
         Pending::Convert { volume, kind } => {
-            if let (Some(known), Some(found)) = (ledger.volumes.get_mut(&volume), seen.get(&volume))
-                && found.kind == kind
-            {
-                known.converted(kind);
+            if seen.get(&volume).is_some_and(|found| found.kind == kind) {
+                ledger.converted(volume, kind);
             }
         }
         Pending::Freeze { volume, name } => {

@@ -484,12 +484,8 @@ impl Deeds<'_> {
             self.shared.ledger().pending = None;
             return Ok(Some(Went::Refused));
         }
-        let rewritten = known.kind != kind;
-        let went = self.settle("convert", outcome, refusals, |ledger, _| {
-            if let Some(volume) = ledger.volumes.get_mut(&volume).filter(|_| rewritten) {
-                volume.converted(kind);
-            }
-        })?;
+        let done = |ledger: &mut Ledger, _: &Task| ledger.converted(volume, kind);
+        let went = self.settle("convert", outcome, refusals, done)?;
         Ok(Some(went))
     }
 

@@ -1,6 +1,6 @@
 //! What every volume, snapshot and sector may be.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use model::{Uuid, VolumeKind};
 use sim::guest::{Content, History};
@@ -28,6 +28,8 @@ pub(super) struct Volume {
     pub(super) on: Option<Uuid>,
     /// What it is a linked clone of.
     pub(super) origin: Option<Uuid>,
+    /// What else it stands on: by layers that its origin left behind.
+    pub(super) below: BTreeSet<Uuid>,
     /// Where guests reach it.
     pub(super) uri: Option<String>,
 }
@@ -109,6 +111,7 @@ impl Volume {
             snapshots: BTreeMap::new(),
             on: None,
             origin: None,
+            below: BTreeSet::new(),
             uri: None,
         }
     }
@@ -136,14 +139,6 @@ impl Volume {
         }
     }
 
-    /// It became one of another kind; a fixed one is written anew and stands on nothing.
-    pub(super) fn converted(&mut self, kind: VolumeKind) {
-        if kind == VolumeKind::Fixed && self.kind != kind {
-            self.origin = None;
-        }
-        self.kind = kind;
-    }
-
     /// A snapshot of what it is.
     pub(super) fn with(&mut self, id: Uuid, name: &str, content: Content) {
         let (blocks, parent) = (self.blocks, self.on);
@@ -164,9 +159,25 @@ impl Ledger {
         self.values
     }
 
-    /// Whether linked clones stand on the volume, or on the one snapshot of it.
+    /// A volume became one of another kind; a fixed one is written anew and stands on nothing. Its clones
+    /// stand on what it stood on.
+    pub(super) fn converted(&mut self, id: Uuid, kind: VolumeKind) {
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        let anew = kind == VolumeKind::Fixed && volume.kind != kind;
+        volume.kind = kind;
+        if anew {
+            let mut below = std::mem::take(&mut volume.below);
+            below.extend(volume.origin.take());
+            for clone in self.volumes.values_mut().filter(|other| other.origin == Some(id)) {
+                clone.below.extend(&below);
+            }
+        }
+    }
+
+    /// Whether others stand on the volume.
     pub(super) fn has_clones(&self, volume: Uuid) -> bool {
-        self.volumes.values().any(|other| other.origin == Some(volume))
+        let stands = |other: &Volume| other.origin == Some(volume) || other.below.contains(&volume);
+        self.volumes.values().any(stands)
     }
 }
 

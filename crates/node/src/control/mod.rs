@@ -238,6 +238,25 @@ impl Control {
         }
     }
 
+    /// Tells listeners how many clones these have now, and their snapshots.
+    async fn tell_origins(&self, ids: &[Uuid]) {
+        self.tell_volumes(ids).await;
+        let mut snapshots = Vec::new();
+        for id in ids {
+            let Some((store, record)) = self.find_if(*id) else { continue };
+            if record.template {
+                continue;
+            }
+            // what was done is done, whether it can be told or not
+            if let Err(error) = self.snapshots_of(&store, &record, &mut snapshots).await {
+                tracing::warn!(volume = %id, %error, "its snapshots cannot be told of");
+            }
+        }
+        for snapshot in snapshots {
+            self.shared.events.tell(Change::Snapshot(snapshot));
+        }
+    }
+
     fn tell_removed(&self, object: ObjectRef) {
         self.shared.alarms.forget(object.id);
         self.shared.events.tell(Change::Removed(object));

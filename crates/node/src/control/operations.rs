@@ -160,8 +160,10 @@ impl Control {
         progress.running("converting");
         let kind = catalog_kind(request.kind);
         let lose = request.lose_snapshots;
+        let stood_on = catalog.origins(id);
         catalog.convert(id, kind, lose, &*progress).await.map_err(catalog_problem)?;
         self.tell_volume(id).await;
+        self.tell_origins(&stood_on).await;
         self.space_freed(store.id());
         self.tell_store(store.id()).await;
         to_value(&self.show_volume(id).await?)
@@ -183,9 +185,12 @@ impl Control {
             let left = link.entry().id();
             self.drop_link(left).await?;
         }
-        store.catalog()?.delete_volume(id).await.map_err(catalog_problem)?;
+        let catalog = store.catalog()?;
+        let stood_on = catalog.origins(id);
+        catalog.delete_volume(id).await.map_err(catalog_problem)?;
         drop(working);
         self.tell_removed(super::reference(&record));
+        self.tell_origins(&stood_on).await;
         self.space_freed(store.id());
         self.tell_store(store.id()).await;
         Ok(Value::Null)
