@@ -33,6 +33,7 @@ mod log;
 mod read;
 mod replay;
 mod rules;
+mod runs;
 mod space;
 mod table;
 mod volume;

@@ -9,13 +9,15 @@
 //! place becomes free only after the metadata that dropped it is durable, every request that may have
 //! resolved to it has ended, and it was cleared (invariant 8, rule D6).
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use image::{
     BLOCK_BYTES, BLOCK_STRIDE_SECTORS, LayerImage, METADATA_SECTORS, PAGE, PAGE_SECTORS, SECTOR,
     Sector,
 };
 use io::{ByteCount, ByteRange};
+
+use crate::runs::{Run, Runs};
 
 /// A place in the leaf's file, by its first sector: the metadata page, which starts on a page boundary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,6 +67,17 @@ impl Place {
         self.0.plus(BLOCK_STRIDE_SECTORS)
     }
 
+    /// The place that stands `count` places behind it, each right behind the one before.
+    pub(crate) fn nth(self, count: u32) -> Self {
+        Self(self.0.plus(u64::from(count) * BLOCK_STRIDE_SECTORS))
+    }
+
+    /// How many places, each right behind the one before, start below `end`, with this one as the first.
+    pub(crate) fn count_below(self, end: Sector) -> u32 {
+        let sectors = end.0.saturating_sub(self.0.0);
+        u32::try_from(sectors.div_ceil(BLOCK_STRIDE_SECTORS)).unwrap_or(u32::MAX)
+    }
+
     /// Its bytes, metadata page and data.
     pub(crate) fn bytes(self) -> ByteRange {
         ByteRange::new(self.0.bytes(), PAGE + BLOCK_BYTES)
@@ -90,7 +103,7 @@ pub(crate) struct Space {
     /// Where places at the end start that were never used.
     fresh: Sector,
     ready: VecDeque<Place>,
-    free: BTreeSet<Place>,
+    free: Runs,
     /// Dropped since the last freeze of the metadata.
     dropped: Vec<Dropped>,
     batch: u32,
@@ -129,7 +142,7 @@ impl Space {
         let moved = taken.first().is_some_and(|p| p.0 < image.bat_at);
         let mut low =
             if moved { taken.first().map_or(image.first_free, |p| p.0) } else { image.first_free };
-        let mut free = BTreeSet::new();
+        let mut free = Runs::default();
         for place in taken {
             if moved && low <= image.bat_at && image.bat_at < place.0 {
                 fill(&mut free, low, image.bat_at);
@@ -160,30 +173,20 @@ impl Space {
     /// What to reserve next: a run of free places, or of fresh ones at the end. None when nothing is
     /// free and the file is as long as a BAT can say.
     pub(crate) fn next_batch(&self) -> Option<Batch> {
-        let Some(first) = self.free.first() else {
+        let Some((from, run)) = self.free.first() else {
             let left = LIMIT.0.saturating_sub(self.fresh.0) / BLOCK_STRIDE_SECTORS;
             let count = self.batch.min(u32::try_from(left).unwrap_or(u32::MAX));
             return (count > 0).then_some(Batch { from: Place(self.fresh), count, at_end: true });
         };
-        let mut count = 1;
-        let mut next = Place(first.end());
-        while count < self.batch && self.free.contains(&next) {
-            count += 1;
-            next = Place(next.end());
-        }
-        Some(Batch { from: *first, count, at_end: false })
+        Some(Batch { from, count: run.min(self.batch), at_end: false })
     }
 
     /// A batch was reserved.
     pub(crate) fn reserved(&mut self, batch: Batch) {
-        let mut place = batch.from;
-        for _ in 0..batch.count {
-            self.free.remove(&place);
-            self.ready.push_back(place);
-            place = Place(place.end());
-        }
+        self.free.remove(batch.from, batch.count);
+        self.ready.extend((0..batch.count).map(|number| batch.from.nth(number)));
         if batch.at_end {
-            self.fresh = self.fresh.max(place.0);
+            self.fresh = self.fresh.max(batch.from.nth(batch.count).0);
             self.batch = (self.batch * 2).min(LARGEST_BATCH);
         }
     }
@@ -211,40 +214,34 @@ impl Space {
 
     /// A dropped place is zero and nobody's.
     pub(crate) fn freed(&mut self, place: Place) {
-        self.free.insert(place);
+        self.free.insert(place, 1);
     }
 
     /// Takes all ready places away. The file may end at `end`; what lies before it must be cleared.
     pub(crate) fn give_back(&mut self, end: Sector) -> Vec<Place> {
         self.fresh = end;
-        self.free.retain(|p| p.0 < end);
+        self.free.cut(end);
         let inside: Vec<Place> = self.ready.drain(..).filter(|p| p.0 < end).collect();
-        self.free.extend(inside.iter().copied());
+        for place in &inside {
+            self.free.insert(*place, 1);
+        }
         inside
     }
 
     /// Ranges of the file that no block owns, below the end: after an open without the log they may
     /// hold anything (rule D5).
     pub(crate) fn unowned(&self) -> Vec<ByteRange> {
-        let mut ranges: Vec<ByteRange> = Vec::new();
-        for place in &self.free {
-            let bytes = place.bytes();
-            match ranges.last_mut() {
-                Some(last) if last.end() == Some(bytes.start) => last.len.0 += bytes.len.0,
-                _ => ranges.push(bytes),
-            }
-        }
-        ranges
+        let bytes = |(from, count): Run| {
+            ByteRange::new(from.0.bytes(), u64::from(count) * BLOCK_STRIDE_SECTORS * SECTOR)
+        };
+        self.free.iter().map(bytes).collect()
     }
 }
 
 /// Cuts the gap from `low` to `high` into places; a rest that holds none stays unused.
-fn fill(free: &mut BTreeSet<Place>, low: Sector, high: Sector) {
-    let mut place = Place(low);
-    while place.end() <= high {
-        free.insert(place);
-        place = Place(place.end());
-    }
+fn fill(free: &mut Runs, low: Sector, high: Sector) {
+    let places = high.0.saturating_sub(low.0) / BLOCK_STRIDE_SECTORS;
+    free.insert(Place(low), u32::try_from(places).unwrap_or(u32::MAX));
 }
 
 #[cfg(test)]
