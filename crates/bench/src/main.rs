@@ -25,6 +25,7 @@ mod contestant;
 mod create;
 mod depth;
 mod fio;
+mod footprint;
 mod pause;
 mod report;
 mod scale;
@@ -104,6 +105,7 @@ const PARTS: &[Part] = &[
     ("pause", pause::measure),
     ("create", create::measure),
     ("scale", scale::measure),
+    ("footprint", footprint::measure),
 ];
 
 fn main() -> Result<()> {

@@ -147,7 +147,7 @@ fn idle(shale: &Shale) -> Result<(usize, usize)> {
 }
 
 /// Resident memory in MiB.
-fn resident(pid: u32) -> Result<f64> {
+pub(crate) fn resident(pid: u32) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let word = line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?;

@@ -115,7 +115,7 @@ fn full_layers_below_cost_a_disk_no_memory_of_their_own() {
         }
         // the map's words, and the pages that the cache has room for
         let read = disk.stats().map_bytes;
-        let bound = opened + (8 << 20) + (1 << 20) + (64 * 4096);
+        let bound = opened + (5 << 20) + (1 << 20) + (64 * 4096);
         assert!(read < bound, "{read} bytes after a look at every part of the disk");
         assert!(cache.used() <= 1 << 20);
         disk.close().await.unwrap();

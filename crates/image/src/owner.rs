@@ -1,15 +1,17 @@
 //! The owner map: which layer of a chain holds each sector of the virtual disk.
 //!
 //! Reads ask this map, never the chain, so their cost does not grow with the chain's length
-//! (invariant 10). Per 2 MiB block there is one 64-bit word; only blocks whose sectors come from
-//! several layers carry a table with one byte a sector, built on demand:
+//! (invariant 10). Per 2 MiB block there is one word of five bytes, which is what a disk costs at least
+//! in memory; only blocks whose sectors come from several layers carry a table with one byte a sector,
+//! built on demand:
 //!
 //! ```text
-//!   word    63..62 tag      61..48 -      47..32 slot     31..0 file sector of the block's data
-//!           0 unknown       nobody has looked yet: the bitmaps down the chain must be read
-//!           1 zero          no layer holds anything here
-//!           2 whole         one layer holds every sector
-//!           3 mixed         bits 31..0 index a table {sources, owner of each sector}
+//!   word    byte 0          bytes 1..4
+//!           0 unknown       -                                nobody has looked yet: the bitmaps down the
+//!                                                            chain must be read
+//!           1 zero          -                                no layer holds anything here
+//!           2 mixed         index of a table                 {sources, owner of each sector}
+//!           3 + slot        file sector of the block's data  one layer holds every sector
 //! ```
 //!
 //! Words are grouped in chunks that exist only once a block of theirs was looked at, so a 2 TiB disk
@@ -28,13 +30,15 @@ use std::cell::Cell;
 use crate::{BLOCK_SECTORS, Bitmap, BlockIndex, Sector};
 
 const SECTORS: usize = BLOCK_SECTORS as usize;
-/// Words a chunk: 8 KiB of memory for 2 GiB of disk.
+/// Words a chunk: 5 KiB of memory for 2 GiB of disk.
 const CHUNK: usize = 1024;
 
-const TAG_SHIFT: u32 = 62;
-const SLOT_SHIFT: u32 = 32;
-const UNKNOWN: u64 = 0;
-const ZERO: u64 = 1 << TAG_SHIFT;
+/// What is known of a block, as it is kept.
+type Word = [u8; 5];
+const UNKNOWN: Word = [0; 5];
+const ZERO: Word = [1, 0, 0, 0, 0];
+const MIXED: u8 = 2;
+const WHOLE: u8 = 3;
 
 /// Stable number of a layer in an open chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -116,6 +120,14 @@ impl Table {
         Self { block, used: Cell::new(false), sources: Vec::new(), owners }
     }
 
+    /// Every sector is `source`'s.
+    fn of(block: BlockIndex, source: Source) -> Self {
+        let mut table = Self::zero(block);
+        let id = table.id_of(source);
+        table.owners.fill(id);
+        table
+    }
+
     /// The byte that stands for `source`.
     ///
     /// # Panics
@@ -184,7 +196,7 @@ impl Table {
 /// The map of one open chain.
 #[derive(Debug)]
 pub struct OwnerMap {
-    chunks: Vec<Option<Box<[u64; CHUNK]>>>,
+    chunks: Vec<Option<Box<[Word; CHUNK]>>>,
     tables: Vec<Option<Table>>,
     free_tables: Vec<u32>,
     /// Where the search for a table to evict goes on.
@@ -222,7 +234,7 @@ impl OwnerMap {
     /// Bytes of memory that the map takes.
     #[must_use]
     pub fn memory(&self) -> usize {
-        let chunks = self.chunks.iter().flatten().count().saturating_mul(CHUNK.saturating_mul(8));
+        let chunks = self.chunks.iter().flatten().count().saturating_mul(CHUNK.saturating_mul(size_of::<Word>()));
         let tables = self.tables.iter().flatten().map(|table| {
             let sources = table.sources.capacity().saturating_mul(size_of::<Source>());
             SECTORS.saturating_add(sources)
@@ -257,7 +269,7 @@ impl OwnerMap {
         false
     }
 
-    fn word(&self, block: BlockIndex) -> u64 {
+    fn word(&self, block: BlockIndex) -> Word {
         let at = block.0 as usize;
         self.chunks
             .get(at / CHUNK)
@@ -267,7 +279,7 @@ impl OwnerMap {
             .unwrap_or(UNKNOWN)
     }
 
-    fn set_word(&mut self, block: BlockIndex, word: u64) {
+    fn set_word(&mut self, block: BlockIndex, word: Word) {
         let at = block.0 as usize;
         if let Some(chunk) = self.chunks.get_mut(at / CHUNK) {
             let chunk = chunk.get_or_insert_with(|| Box::new([UNKNOWN; CHUNK]));
@@ -280,48 +292,46 @@ impl OwnerMap {
     /// What is known of `block`.
     #[must_use]
     pub fn state(&self, block: BlockIndex) -> BlockState {
-        let word = self.word(block);
-        match word >> TAG_SHIFT {
-            0 => BlockState::Unknown,
-            1 => BlockState::Zero,
-            2 => BlockState::Whole(source_of(word)),
-            _ => BlockState::Mixed,
+        match self.word(block) {
+            UNKNOWN => BlockState::Unknown,
+            ZERO => BlockState::Zero,
+            [MIXED, ..] => BlockState::Mixed,
+            word => BlockState::Whole(source_of(word)),
         }
     }
 
     fn table(&self, block: BlockIndex) -> Option<&Table> {
         let word = self.word(block);
-        if word >> TAG_SHIFT != 3 {
+        if word[0] != MIXED {
             return None;
         }
-        let table = self.tables.get(table_of(word))?.as_ref()?;
+        let table = self.tables.get(number_of(word) as usize)?.as_ref()?;
         table.used.set(true);
         Some(table)
     }
 
     /// Takes a block's table out, whatever the block's state; unknown counts as zero.
     fn take_table(&mut self, block: BlockIndex) -> Table {
-        let word = self.word(block);
-        match word >> TAG_SHIFT {
-            3 => {
-                let index = table_of(word);
-                let taken = self.tables.get_mut(index).and_then(Option::take);
-                self.free_tables.push(u32::try_from(index).unwrap_or(u32::MAX));
+        match self.word(block) {
+            UNKNOWN | ZERO => Table::zero(block),
+            word if word[0] == MIXED => {
+                let index = number_of(word);
+                let taken = self.tables.get_mut(index as usize).and_then(Option::take);
+                self.free_tables.push(index);
                 taken.unwrap_or_else(|| Table::zero(block))
             }
-            2 => {
-                let mut table = Table::zero(block);
-                let id = table.id_of(source_of(word));
-                table.owners.fill(id);
-                table
-            }
-            _ => Table::zero(block),
+            word => Table::of(block, source_of(word)),
         }
     }
 
     fn put_table(&mut self, block: BlockIndex, table: Table) {
-        if let Some(state) = table.uniform() {
-            self.set_word(block, word_of(state));
+        let uniform = match table.uniform() {
+            Some(BlockState::Zero) => Some(ZERO),
+            Some(BlockState::Whole(source)) => whole(source),
+            _ => None,
+        };
+        if let Some(word) = uniform {
+            self.set_word(block, word);
             return;
         }
         let index = self.free_tables.pop().unwrap_or_else(|| {
@@ -331,7 +341,16 @@ impl OwnerMap {
         if let Some(place) = self.tables.get_mut(index as usize) {
             *place = Some(table);
         }
-        self.set_word(block, (3 << TAG_SHIFT) | u64::from(index));
+        self.set_word(block, word_of(MIXED, index));
+    }
+
+    /// One layer holds every sector of the block.
+    fn set_whole(&mut self, block: BlockIndex, source: Source) {
+        self.forget(block);
+        match whole(source) {
+            Some(word) => self.set_word(block, word),
+            None => self.put_table(block, Table::of(block, source)),
+        }
     }
 
     /// Sets an unknown block from what the layers hold, topmost layer first.
@@ -344,8 +363,7 @@ impl OwnerMap {
         for (at, layer) in layers.into_iter().enumerate() {
             let all = layer.owned.is_none_or(Bitmap::is_full);
             if at == 0 && all && layer.visible >= BLOCK_SECTORS {
-                self.forget(block);
-                self.set_word(block, word_of(BlockState::Whole(layer.source)));
+                self.set_whole(block, layer.source);
                 return;
             }
             let known = table.sources.len();
@@ -370,7 +388,7 @@ impl OwnerMap {
 
     /// Makes a block unknown again.
     pub fn forget(&mut self, block: BlockIndex) {
-        if self.word(block) >> TAG_SHIFT == 3 {
+        if self.word(block)[0] == MIXED {
             let _table = self.take_table(block);
         }
         self.set_word(block, UNKNOWN);
@@ -387,8 +405,7 @@ impl OwnerMap {
             return;
         }
         if from == 0 && end == BLOCK_SECTORS {
-            self.forget(block);
-            self.set_word(block, word_of(BlockState::Whole(source)));
+            self.set_whole(block, source);
             return;
         }
         let mut table = self.take_table(block);
@@ -468,27 +485,25 @@ impl OwnerMap {
     }
 }
 
-/// The index of a mixed block's table.
-fn table_of(word: u64) -> usize {
-    usize::try_from(word & u64::from(u32::MAX)).unwrap_or(usize::MAX)
+fn word_of(kind: u8, number: u32) -> Word {
+    let [a, b, c, d] = number.to_le_bytes();
+    [kind, a, b, c, d]
 }
 
-fn source_of(word: u64) -> Source {
-    let slot = u16::try_from((word >> SLOT_SHIFT) & 0xFFFF).unwrap_or(u16::MAX);
-    Source { slot: Slot(slot), data: Sector(word & u64::from(u32::MAX)) }
+fn number_of([_, a, b, c, d]: Word) -> u32 {
+    u32::from_le_bytes([a, b, c, d])
 }
 
-fn word_of(state: BlockState) -> u64 {
-    match state {
-        // a mixed word is made by `put_table`, which knows the table's index
-        BlockState::Unknown | BlockState::Mixed => UNKNOWN,
-        BlockState::Zero => ZERO,
-        BlockState::Whole(source) => {
-            (2 << TAG_SHIFT)
-                | (u64::from(source.slot.0) << SLOT_SHIFT)
-                | (source.data.0 & u64::from(u32::MAX))
-        }
-    }
+/// The word of a block that `source` holds whole. None for a layer far up a very long chain: such blocks
+/// have tables.
+fn whole(source: Source) -> Option<Word> {
+    let kind = u8::try_from(source.slot.0).ok()?.checked_add(WHOLE)?;
+    Some(word_of(kind, u32::try_from(source.data.0).ok()?))
+}
+
+fn source_of(word: Word) -> Source {
+    let slot = Slot(u16::from(word[0].saturating_sub(WHOLE)));
+    Source { slot, data: Sector(u64::from(number_of(word))) }
 }
 
 #[cfg(test)]
@@ -539,7 +554,7 @@ mod tests {
         );
         let below = Place::Data { slot: Slot(300), at: Sector(source(300).data.0 + 1) };
         assert_eq!(map.run_at(B, 1, 2).map(|run| run.place), Some(below));
-        assert_eq!(map.memory(), CHUNK * 8 + SECTORS + 2 * size_of::<Source>());
+        assert_eq!(map.memory(), CHUNK * size_of::<Word>() + SECTORS + 2 * size_of::<Source>());
     }
 
     #[test]
@@ -576,6 +591,28 @@ mod tests {
             let last = (1..1000).rev().find(|slot| slot % 200 == sector);
             assert_eq!(at(8 + u32::from(sector)), last);
         }
+    }
+
+    #[test]
+    fn a_layer_that_no_word_has_a_number_for_holds_blocks_all_the_same() {
+        let mut map = OwnerMap::new(10);
+        for slot in [252, 253, u16::MAX] {
+            let layer = LayerBlock { source: source(slot), owned: None, visible: BLOCK_SECTORS };
+            map.resolve(B, [layer]);
+            let other = BlockIndex(4);
+            map.set_zero(other);
+            map.own(other, source(slot), 0, BLOCK_SECTORS);
+            for block in [B, other] {
+                assert!(map.owns(block, Slot(slot), 0, BLOCK_SECTORS));
+                let run = map.run_at(block, 5, 900).unwrap();
+                let at = source(slot).data.plus(5);
+                assert_eq!((run.len, run.place), (895, Place::Data { slot: Slot(slot), at }));
+            }
+            assert_eq!(map.mixed(), if slot == 252 { 0 } else { 2 });
+        }
+        map.own(B, source(1), 0, BLOCK_SECTORS);
+        assert_eq!(map.state(B), BlockState::Whole(source(1)));
+        assert_eq!(map.mixed(), 1);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Buffers that requests own: a list of memory pieces kept alive by whoever lends them (a pool slot,
 //! a mapping of guest memory). Cloning and slicing copy nothing.
 
+use std::alloc::Layout;
+use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 
@@ -44,7 +46,54 @@ impl fmt::Debug for IoBuf {
 /// A heap allocation with alignment, freed on drop.
 struct HeapSlab {
     base: *mut u8,
-    layout: std::alloc::Layout,
+    layout: Layout,
+}
+
+/// Pages that are kept for the next buffers of a thread, at most.
+const POOLED: usize = 256;
+
+/// Pages of dropped buffers. Small aligned allocations that come and go between those that stay would
+/// leave the heap full of gaps, which no page fits in.
+struct PagePool(Vec<*mut u8>);
+
+thread_local! {
+    static PAGES: RefCell<PagePool> = const { RefCell::new(PagePool(Vec::new())) };
+}
+
+/// The layout of what the pool keeps.
+const PAGE_LAYOUT: Layout = match Layout::from_size_align(BUFFER_ALIGN, BUFFER_ALIGN) {
+    Ok(layout) => layout,
+    Err(_) => panic!("a page is a layout"),
+};
+
+impl PagePool {
+    fn take() -> Option<*mut u8> {
+        // a thread that ends has none any more
+        PAGES.try_with(|pages| pages.borrow_mut().0.pop()).ok().flatten()
+    }
+
+    /// False: it is full.
+    fn give(page: *mut u8) -> bool {
+        let kept = PAGES.try_with(|pages| {
+            let pages = &mut pages.borrow_mut().0;
+            let room = pages.len() < POOLED;
+            if room {
+                pages.push(page);
+            }
+            room
+        });
+        kept.unwrap_or(false)
+    }
+}
+
+impl Drop for PagePool {
+    #[expect(unsafe_code, reason = "frees what `zeroed` allocated")]
+    fn drop(&mut self) {
+        for page in self.0.drain(..) {
+            // SAFETY: a page in the pool came from a slab of this very layout, whose owner is gone.
+            unsafe { std::alloc::dealloc(page, PAGE_LAYOUT) }
+        }
+    }
 }
 
 // SAFETY: the allocation lives at one address until drop.
@@ -54,6 +103,9 @@ unsafe impl Memory for HeapSlab {}
 impl Drop for HeapSlab {
     #[expect(unsafe_code, reason = "frees what `zeroed` allocated")]
     fn drop(&mut self) {
+        if self.layout == PAGE_LAYOUT && PagePool::give(self.base) {
+            return;
+        }
         // SAFETY: `base` came from `alloc_zeroed` with this very layout and is freed once.
         unsafe { std::alloc::dealloc(self.base, self.layout) }
     }
@@ -77,10 +129,22 @@ impl IoBuf {
     #[must_use]
     #[expect(unsafe_code, reason = "aligned allocation")]
     pub fn zeroed(len: usize) -> Self {
-        let layout = std::alloc::Layout::from_size_align(len.max(1), BUFFER_ALIGN)
-            .expect("a buffer length within the address space");
-        // SAFETY: the layout has a non-zero size.
-        let base = unsafe { std::alloc::alloc_zeroed(layout) };
+        let layout = if len <= BUFFER_ALIGN {
+            PAGE_LAYOUT
+        } else {
+            Layout::from_size_align(len, BUFFER_ALIGN)
+                .expect("a buffer length within the address space")
+        };
+        let pooled = if layout == PAGE_LAYOUT { PagePool::take() } else { None };
+        let base = match pooled {
+            Some(page) => {
+                // SAFETY: a page in the pool is nobody's, and valid for its layout's size.
+                unsafe { std::ptr::write_bytes(page, 0, BUFFER_ALIGN) }
+                page
+            }
+            // SAFETY: the layout has a non-zero size.
+            None => unsafe { std::alloc::alloc_zeroed(layout) },
+        };
         if base.is_null() {
             std::alloc::handle_alloc_error(layout);
         }
@@ -214,6 +278,26 @@ mod tests {
         assert_eq!(&seen, b"hello");
         assert!(buf.is_aligned(16));
         assert_eq!(part.iovecs().map(|p| p.len).sum::<usize>(), 100);
+    }
+
+    #[test]
+    fn a_page_that_was_used_before_is_zero_again_and_nobody_elses() {
+        let first = IoBuf::copied(&[7; 100]);
+        let at = first.iovecs().next().map(|piece| piece.base);
+        let half = first.slice(50, 50);
+        drop(first);
+        let second = IoBuf::zeroed(4096);
+        assert_ne!(second.iovecs().next().map(|piece| piece.base), at);
+        drop(half);
+        let third = IoBuf::zeroed(300);
+        assert_eq!(third.iovecs().next().map(|piece| piece.base), at);
+        assert_eq!(third.to_vec(), [0; 300]);
+        assert!(second.is_aligned(super::BUFFER_ALIGN));
+        // more than are kept, and on a thread that ends
+        let many = || (0..1000).map(|n| IoBuf::copied(&[n as u8; 512])).collect::<Vec<_>>();
+        std::thread::spawn(move || drop(many())).join().unwrap();
+        drop(many());
+        assert_eq!(IoBuf::zeroed(512).to_vec(), [0; 512]);
     }
 
     #[test]

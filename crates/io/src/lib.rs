@@ -6,6 +6,7 @@
 mod buffer;
 mod device;
 mod error;
+mod heap;
 mod local;
 mod ring;
 mod shm;
@@ -17,6 +18,7 @@ pub use device::{
     BlockDevice, BlockFile, Clear, DeviceInfo, Durability, Effort, Extent, ExtentKind, Io, Request,
 };
 pub use error::{IoError, IoErrorKind, Result};
+pub use heap::give_back_large_allocations;
 pub use local::{BootInstant, Executor, Local, Park, Remote, Sleep, Task, Unpark};
 pub use ring::{Choice, Ring};
 pub use shm::{LogMemory, ShmFile};

@@ -27,9 +27,9 @@ use uuid::Uuid;
 use crate::problem::{Outcome, from_datastore, from_io};
 use crate::wait::until_free;
 
-/// Space of a metadata log: thousands of fresh blocks between two flushes, and small beside the
-/// host's memory.
-pub(crate) const LOG_BYTES: usize = 4 << 20;
+/// Space of a metadata log: tens of thousands of changes between two flushes, and small beside the
+/// host's memory, of which every connected volume takes so much.
+pub(crate) const LOG_BYTES: usize = 2 << 20;
 
 /// How often a drain looks whether it waits for requests that wait for space.
 const HELD_POLL: Duration = Duration::from_millis(100);

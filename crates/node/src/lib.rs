@@ -120,6 +120,7 @@ impl Node {
         let system = |action| move |source| StartError::System { action, source };
         if options.owns_process {
             die_on_panic();
+            io::give_back_large_allocations();
         }
         let data = DataDir::open(&options.data, options.logs.as_deref())?;
         let saved = saved(&data)?;

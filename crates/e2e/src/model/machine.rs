@@ -24,6 +24,8 @@ const START: &str = "mount --bind \"$1\" /proc/sys/kernel/random/boot_id && \
 #[derive(Debug)]
 pub(super) struct Machine {
     home: TempDir,
+    /// Where the disk's image is: in memory where there is room for it.
+    image: TempDir,
     /// Memory that outlives processes.
     shm: TempDir,
     boots: u64,
@@ -38,14 +40,16 @@ impl Machine {
         need::root()?;
         let home = tempfile::Builder::new().prefix("shale-model-").tempdir()?;
         let shm = tempfile::Builder::new().prefix("shale-model-").tempdir_in("/dev/shm")?;
-        let image = home.path().join("disk");
-        File::create(&image)?.set_len(disk)?;
+        let image = image_dir(disk)?;
+        let file = image.path().join("disk");
+        File::create(&file)?.set_len(disk)?;
         run(Command::new(need::tool("/sbin/mkfs.ext4")?)
             .args(["-q", "-F", "-m", "0"])
-            .arg(&image))?;
+            .arg(&file))?;
         std::fs::create_dir(home.path().join("mnt"))?;
         let mut machine = Self {
             home,
+            image,
             shm,
             boots: 0,
             url: String::new(),
@@ -65,9 +69,21 @@ impl Machine {
         self.home.path().join("mnt/store")
     }
 
+    /// How many errors of its disk the file system noted; a cut is none.
+    pub(super) fn disk_errors(&self) -> Result<u64> {
+        let loops = text(Command::new("losetup").args(["-n", "-O", "NAME", "-j"]).arg(self.disk()))?;
+        let Some(name) = loops.trim().strip_prefix("/dev/") else { return Ok(0) };
+        let noted = std::fs::read_to_string(format!("/sys/fs/ext4/{name}/errors_count"))?;
+        Ok(noted.trim().parse()?)
+    }
+
     /// A place for files that no crash touches.
     pub(super) fn outside(&self) -> &Path {
         self.home.path()
+    }
+
+    fn disk(&self) -> PathBuf {
+        self.image.path().join("disk")
     }
 
     fn data(&self) -> PathBuf {
@@ -97,19 +113,16 @@ impl Machine {
             self.unmount()?;
         }
         std::fs::create_dir_all(dir)?;
-        for name in ["disk", "log"] {
-            let kept = Command::new("cp")
-                .args(["--sparse=always"])
-                .arg(self.home.path().join(name))
-                .arg(dir.join(name))
-                .status()?;
-            ensure!(kept.success(), "{name} is not kept");
+        for path in [self.disk(), self.home.path().join("log")] {
+            let copied =
+                Command::new("cp").args(["--sparse=always"]).arg(&path).arg(dir).status()?;
+            ensure!(copied.success(), "{} is not kept", path.display());
         }
         Ok(())
     }
 
     fn mount(&mut self) -> Result<()> {
-        let (image, mnt) = (self.home.path().join("disk"), self.home.path().join("mnt"));
+        let (image, mnt) = (self.disk(), self.home.path().join("mnt"));
         run(Command::new(need::tool("/bin/mount")?).args(["-o", "loop"]).arg(image).arg(mnt))
             .context("the model mounts a file system by a loop device")?;
         self.mounted = true;
@@ -241,7 +254,7 @@ impl Machine {
         self.mounted = false;
         // namespaces of the dead processes may hold it for a moment: two mounts of one image would
         // be the end of it
-        let image = self.home.path().join("disk");
+        let image = self.disk();
         let free = || {
             let held = text(Command::new("losetup").arg("-j").arg(&image))?;
             Ok(held.is_empty().then_some(()))
@@ -262,6 +275,15 @@ impl Machine {
         ensure!(transfers == 0, "{transfers} sockets of transfers are left");
         Ok(())
     }
+}
+
+/// A folder for the image of a disk of `size` bytes.
+fn image_dir(size: u64) -> Result<TempDir> {
+    let memory = Path::new("/dev/shm");
+    let free = text(Command::new("df").args(["--output=avail", "-B1"]).arg(memory))?;
+    let free: u64 = free.lines().last().unwrap_or("").trim().parse().unwrap_or(0);
+    let parent = if free > size { memory.to_owned() } else { std::env::temp_dir() };
+    Ok(tempfile::Builder::new().prefix("shale-model-").tempdir_in(parent)?)
 }
 
 impl Drop for Machine {

@@ -74,10 +74,15 @@ pub fn run(seed: u64, lives: u64, tell: &mut dyn FnMut(&str)) -> Result<Outcome>
     let mut machine = Machine::new(DISK)?;
     let mut outcome = Outcome::default();
     let lived = live(&mut machine, seed, lives, tell, &mut outcome);
+    let errors = machine.disk_errors();
     if let (Err(_), Some(dir)) = (&lived, std::env::var_os(KEEP)) {
         machine.keep_in(&Path::new(&dir).join(seed.to_string()))?;
     }
-    lived.with_context(|| format!("seed {seed}; the system's last words:\n{}", machine.log()))?;
+    lived.with_context(|| {
+        let errors = errors.map_or_else(|e| e.to_string(), |errors| errors.to_string());
+        let log = machine.log();
+        format!("seed {seed}; errors of the disk below: {errors}; the system's last words:\n{log}")
+    })?;
     Ok(outcome)
 }
 
