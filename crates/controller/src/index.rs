@@ -219,7 +219,8 @@ impl Index {
                     ObjectKind::Task | ObjectKind::Token | ObjectKind::Node => false,
                 };
                 if removed {
-                    if object.kind == ObjectKind::Volume {
+                    // a template keeps the snapshots that it had as a volume
+                    if matches!(object.kind, ObjectKind::Volume | ObjectKind::Template) {
                         self.drop_snapshots(&mut known, object.id, &BTreeSet::new());
                     }
                     self.hub.tell(Change::Removed(object));

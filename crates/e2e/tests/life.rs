@@ -185,6 +185,7 @@ fn ten_linked_clones_are_one_operation_and_cost_almost_nothing() -> Result<()> {
     let store = shale.datastore("fast")?;
     shale.volume("web", "fast", "1G")?;
     connected(&shale, "web", |uri| tools::write(uri, &[fill(1, 0, 64 * MIB)]))?;
+    shale.snapshot("before", "web")?;
     shale.cli(&["template", "create", "golden", "--from", "web"])?;
     let files = || -> Result<u64> {
         use std::os::unix::fs::MetadataExt as _;
@@ -218,6 +219,8 @@ fn ten_linked_clones_are_one_operation_and_cost_almost_nothing() -> Result<()> {
     }
     shale.cli(&["template", "delete", "golden", "--yes"])?;
     ensure!(shale.names(&["volume", "list"])?.is_empty());
+    let snapshots = shale.names(&["snapshot", "list"])?;
+    ensure!(snapshots.is_empty(), "what the template froze is still listed: {snapshots:?}");
     ensure!(std::fs::read_dir(store.join("layer"))?.count() == 0, "layers were left behind");
     Ok(())
 }
