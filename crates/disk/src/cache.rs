@@ -20,8 +20,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use image::PAGE;
 use image::owner::Slot;
 
-/// Bytes that an entry is counted as: a page, and what stands beside it.
-const ENTRY: usize = 4096 + 512;
+/// Bytes that an entry is counted as: a page, what stands beside it, and the gaps that such entries leave
+/// in the heap as they come and go.
+const ENTRY: usize = 4096 + 1024;
 /// Entries of a kind that a disk has in any case: more than the layers of a chain, so that one block can
 /// be looked up without reading a page twice.
 const FLOOR: usize = 64;

@@ -234,7 +234,12 @@ impl OwnerMap {
     /// Bytes of memory that the map takes.
     #[must_use]
     pub fn memory(&self) -> usize {
-        let chunks = self.chunks.iter().flatten().count().saturating_mul(CHUNK.saturating_mul(size_of::<Word>()));
+        let chunks = self
+            .chunks
+            .iter()
+            .flatten()
+            .count()
+            .saturating_mul(CHUNK.saturating_mul(size_of::<Word>()));
         let tables = self.tables.iter().flatten().map(|table| {
             let sources = table.sources.capacity().saturating_mul(size_of::<Source>());
             SECTORS.saturating_add(sources)

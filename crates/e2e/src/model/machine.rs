@@ -43,9 +43,7 @@ impl Machine {
         let image = image_dir(disk)?;
         let file = image.path().join("disk");
         File::create(&file)?.set_len(disk)?;
-        run(Command::new(need::tool("/sbin/mkfs.ext4")?)
-            .args(["-q", "-F", "-m", "0"])
-            .arg(&file))?;
+        run(Command::new(need::tool("/sbin/mkfs.ext4")?).args(["-q", "-F", "-m", "0"]).arg(&file))?;
         std::fs::create_dir(home.path().join("mnt"))?;
         let mut machine = Self {
             home,
@@ -71,7 +69,8 @@ impl Machine {
 
     /// How many errors of its disk the file system noted; a cut is none.
     pub(super) fn disk_errors(&self) -> Result<u64> {
-        let loops = text(Command::new("losetup").args(["-n", "-O", "NAME", "-j"]).arg(self.disk()))?;
+        let loops =
+            text(Command::new("losetup").args(["-n", "-O", "NAME", "-j"]).arg(self.disk()))?;
         let Some(name) = loops.trim().strip_prefix("/dev/") else { return Ok(0) };
         let noted = std::fs::read_to_string(format!("/sys/fs/ext4/{name}/errors_count"))?;
         Ok(noted.trim().parse()?)
