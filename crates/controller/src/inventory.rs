@@ -60,27 +60,38 @@ pub(crate) struct Inventory {
 
 impl Inventory {
     pub(crate) async fn load(store: Store) -> Result<Self, Problem> {
-        let documents = store
+        let (documents, (least, most)) = store
             .run(|db| {
+                let of_all = "SELECT coalesce(min(revision), 0), coalesce(max(revision), 0) FROM \
+                              (SELECT revision FROM log UNION ALL SELECT revision FROM document)";
+                let span: (i64, i64) =
+                    db.query_row(of_all, [], |row| Ok((row.get(0)?, row.get(1)?)))?;
                 let mut select = db.prepare("SELECT key, revision, body FROM document")?;
                 let rows = select.query_map([], |row| {
                     let (key, revision, body): (String, i64, String) =
                         (row.get(0)?, row.get(1)?, row.get(2)?);
                     Ok((key, revision, body))
                 })?;
-                rows.collect::<rusqlite::Result<Vec<_>>>()
+                Ok((rows.collect::<rusqlite::Result<Vec<_>>>()?, span))
             })
             .await?;
+        let damaged = |detail: String| {
+            let hint = "move controller.db away; `shale datastore create NAME --dir PATH` finds datastores again";
+            Problem::new(Code::Corrupt, detail).hint(hint)
+        };
+        // the next commit's number stands above all of them: there must be one, and room for many more
+        if least < 0 || most > i64::MAX / 2 {
+            let detail =
+                format!("The inventory has revisions from {least} to {most}, which it never gave.");
+            return Err(damaged(detail));
+        }
         let mut known = BTreeMap::new();
         for (key, revision, body) in documents {
             let body = serde_json::from_str(&body).map_err(|e| {
-                Problem::new(
-                    Code::Corrupt,
-                    format!("The inventory's document {key} does not parse: {e}."),
-                )
-                .hint("move controller.db away; `shale datastore create NAME --dir PATH` finds datastores again")
+                damaged(format!("The inventory's document {key} does not parse: {e}."))
             })?;
-            known.insert(key, Document { revision: u64::try_from(revision).unwrap_or(0), body });
+            let revision = u64::try_from(revision).expect("not negative, as was seen");
+            known.insert(key, Document { revision, body });
         }
         let (commits, _) = broadcast::channel(64);
         Ok(Self { store, documents: Mutex::new(known), turn: tokio::sync::Mutex::new(()), commits })
@@ -222,6 +233,21 @@ mod tests {
         let again = Inventory::load(store).await.expect("loaded again");
         assert_eq!(again.with_prefix(""), inventory.with_prefix(""));
         assert_eq!(again.commit(vec![new("d/1")]).await.expect("new"), second + 1);
+    }
+
+    #[tokio::test]
+    async fn revisions_that_leave_no_room_for_the_next_are_refused() {
+        for (table, revision) in
+            [("log", i64::MAX), ("document", i64::MAX), ("log", -1), ("document", i64::MIN)]
+        {
+            let dir = tempfile::tempdir().expect("a directory");
+            let store = Store::open(&dir.path().join("x.db")).expect("a database");
+            let insert =
+                format!("INSERT INTO {table}(key, revision, body) VALUES('a', ?1, '{{}}')");
+            store.run(move |db| db.execute(&insert, [revision])).await.expect("a row");
+            let refused = Inventory::load(store).await.err().expect("damage is told");
+            assert_eq!(refused.code, Code::Corrupt, "{table} {revision}: {}", refused.detail);
+        }
     }
 
     #[tokio::test]
