@@ -32,6 +32,17 @@ struct Seen {
     uri: Option<String>,
 }
 
+impl Seen {
+    /// Its snapshots where none has two children: identities and names, the oldest first.
+    fn in_order(&self) -> Vec<(Uuid, String)> {
+        let above = |below: Option<Uuid>| self.snapshots.iter().find(|(_, s)| s.2 == below);
+        std::iter::successors(above(None), |(id, _)| above(Some(**id)))
+            .take(self.snapshots.len())
+            .map(|(id, (name, ..))| (*id, name.clone()))
+            .collect()
+    }
+}
+
 /// What died.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Died {
@@ -154,11 +165,12 @@ fn reconcile(ledger: &mut Ledger, seen: &BTreeMap<Uuid, Seen>, died: Died) -> Re
                 known.uri.clone_from(&found.uri);
             }
         }
-        Pending::Make { names, like } => {
+        Pending::Make { names, like, points } => {
             let made: Vec<_> = seen.iter().filter(|(_, s)| names.contains(&s.name)).collect();
             ensure!(made.is_empty() || made.len() == names.len(), "half of {names:?} were made");
             for (id, found) in made {
-                let volume = Volume { name: found.name.clone(), ..like.clone() };
+                let mut volume = Volume { name: found.name.clone(), ..like.clone() };
+                volume.bring(&points, found.in_order());
                 ledger.volumes.insert(*id, volume);
             }
         }
@@ -236,6 +248,13 @@ fn reconcile(ledger: &mut Ledger, seen: &BTreeMap<Uuid, Seen>, died: Died) -> Re
     let found: Vec<&Uuid> = seen.keys().collect();
     ensure!(known == found, "after {shown}: volumes {found:?} are there, known are {known:?}");
     Ok(())
+}
+
+/// Settles the deed under way by what is there, while nothing died. False: the server cannot be asked.
+pub(super) fn settle(rest: &Rest, shared: &Shared) -> Result<bool> {
+    let Ok(seen) = look(rest) else { return Ok(false) };
+    reconcile(&mut shared.ledger(), &seen, Died::Nothing)?;
+    Ok(true)
 }
 
 fn compare(ledger: &Ledger, seen: &BTreeMap<Uuid, Seen>, died: Died) -> Result<()> {

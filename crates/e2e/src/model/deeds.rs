@@ -9,10 +9,10 @@ use model::{Code, Problem, Task, Uuid, VolumeKind};
 use serde_json::{Value, json};
 use sim::guest::Content;
 
-use super::check::read_file;
+use super::check::{self, read_file};
 use super::guest::Shared;
-use super::ledger::{BLOCK, Ledger, Pending, SEGMENT, Volume};
-use super::rest::{Rest, text};
+use super::ledger::{BLOCK, Ledger, Pending, Point, SEGMENT, Volume};
+use super::rest::{Rest, number, text};
 
 /// At most this many volumes at a time: what a run costs is looking at them.
 const MAX_VOLUMES: usize = 6;
@@ -92,6 +92,23 @@ impl Deeds<'_> {
         self.shared.ledger().pending = Some(pending);
     }
 
+    /// A change; now and then it is cancelled as soon as it has begun.
+    fn change(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Task, Problem> {
+        let cancel = self.rng.chance(12);
+        let task = self.rest.begin(method, path, body)?;
+        if cancel && task.cancellable {
+            let path = format!("/api/v1/tasks/{}/cancel", task.id);
+            // it may have ended by now
+            drop(self.rest.begin(Method::POST, &path, None));
+        }
+        self.rest.ended(task)
+    }
+
     /// Settles what came of a change: `refusals` are the codes with which it must be refused, if any.
     fn settle(
         &self,
@@ -100,6 +117,13 @@ impl Deeds<'_> {
         refusals: &[Code],
         done: impl FnOnce(&mut Ledger, &Task),
     ) -> Result<Went> {
+        if matches!(&outcome, Err(problem) if problem.code == Code::Cancelled) {
+            // wholly done, or not at all
+            return Ok(match check::settle(self.rest, self.shared).with_context(|| what)? {
+                true => Went::Refused,
+                false => Went::Open(format!("{what}: cancelled, and the server cannot be asked")),
+            });
+        }
         let mut ledger = self.shared.ledger();
         match outcome {
             Ok(_) if refusals.is_empty() && self.shared.is_dark() => {
@@ -136,7 +160,7 @@ impl Deeds<'_> {
     pub(super) fn act(&mut self) -> Result<Option<Went>> {
         let volumes = self.shared.ledger().volumes.len();
         let room = volumes < MAX_VOLUMES;
-        match self.dice(30) {
+        match self.dice(31) {
             0..=3 if room => self.create().map(Some),
             4..=7 => self.connect(),
             8 | 9 => self.disconnect(),
@@ -153,6 +177,7 @@ impl Deeds<'_> {
             27 if room => self.deploy(),
             28 => self.export(),
             29 if room => self.import(),
+            30 if room => self.import_chain(),
             _ => Ok(None),
         }
     }
@@ -174,9 +199,10 @@ impl Deeds<'_> {
             false => (self.kind(), 1 + self.dice(4)),
         };
         let like = Volume::new(&name, blocks, kind, &Content::new());
-        self.begin(Pending::Make { names: vec![name.clone()], like: like.clone() });
+        let names = vec![name.clone()];
+        self.begin(Pending::Make { names, like: like.clone(), points: Vec::new() });
         let body = json!({"name": name, "datastore": self.datastore, "size": blocks * BLOCK, "kind": kind});
-        let outcome = self.rest.change(Method::POST, VOLUMES, Some(&body));
+        let outcome = self.change(Method::POST, VOLUMES, Some(&body));
         let mut ids = Vec::new();
         let went = self.settle("create", outcome, &[], |_, task| ids = made(task))?;
         if let Some(id) = ids.first() {
@@ -191,7 +217,7 @@ impl Deeds<'_> {
         let refusals: &[Code] = if connected { &[Code::Connected] } else { &[] };
         self.begin(Pending::Connect { volume: id });
         let path = format!("{VOLUMES}/{id}/connect");
-        let outcome = self.rest.change(Method::POST, &path, Some(&json!({})));
+        let outcome = self.change(Method::POST, &path, Some(&json!({})));
         let mut uri = None;
         let went = self.settle("connect", outcome, refusals, |_, task| {
             uri = task.result.as_ref().and_then(|r| Some(r["uri"].as_str()?.to_owned()));
@@ -215,7 +241,7 @@ impl Deeds<'_> {
         let refusals: &[Code] = if was.is_none() { &[Code::NotConnected] } else { &[] };
         self.begin(Pending::Connect { volume: id });
         let path = format!("{VOLUMES}/{id}/disconnect");
-        let outcome = self.rest.change(Method::POST, &path, None);
+        let outcome = self.change(Method::POST, &path, None);
         let busy = matches!(&outcome, Err(problem) if problem.code == Code::Busy);
         let went = self.settle("disconnect", outcome, refusals, |_, _| {})?;
         if busy {
@@ -247,7 +273,7 @@ impl Deeds<'_> {
         };
         let ids: Vec<String> = members.iter().map(Uuid::to_string).collect();
         let body = json!({"name": name, "volumes": ids});
-        let outcome = self.rest.change(Method::POST, "/api/v1/snapshots", Some(&body));
+        let outcome = self.change(Method::POST, "/api/v1/snapshots", Some(&body));
         let went = self.settle("snapshot", outcome, refusals, |_, _| {})?;
         match went {
             Went::Done(_) => {
@@ -295,7 +321,7 @@ impl Deeds<'_> {
         let Some((volume, snapshot)) = self.any_point(|_| true) else { return Ok(None) };
         self.begin(Pending::DeleteSnapshot { volume, snapshot });
         let path = format!("{VOLUMES}/{volume}/snapshots/{snapshot}");
-        let outcome = self.rest.change(Method::DELETE, &path, None);
+        let outcome = self.change(Method::DELETE, &path, None);
         let went = self.settle("delete-snapshot", outcome, &[], |ledger, _| {
             if let Some(volume) = ledger.volumes.get_mut(&volume) {
                 volume.without(snapshot);
@@ -314,7 +340,7 @@ impl Deeds<'_> {
         };
         self.begin(Pending::Revert { volume, snapshot });
         let path = format!("{VOLUMES}/{volume}/snapshots/{snapshot}/revert");
-        let outcome = self.rest.change(Method::POST, &path, None);
+        let outcome = self.change(Method::POST, &path, None);
         let went = self.settle("revert", outcome, refusals, |ledger, _| {
             if let Some(volume) = ledger.volumes.get_mut(&volume) {
                 volume.reverted(snapshot);
@@ -333,22 +359,9 @@ impl Deeds<'_> {
         like: &Volume,
         refusals: &[Code],
     ) -> Result<Went> {
-        self.begin(Pending::Make { names: names.clone(), like: like.clone() });
+        self.begin(Pending::Make { names: names.clone(), like: like.clone(), points: Vec::new() });
         body["names"] = json!(names);
-        let task = self.rest.begin(Method::POST, path, Some(&body));
-        let cancelled = self.rng.chance(15);
-        let outcome = task.and_then(|task| {
-            if cancelled && task.cancellable {
-                let path = format!("/api/v1/tasks/{}/cancel", task.id);
-                // it may have ended by now
-                drop(self.rest.begin(Method::POST, &path, None));
-            }
-            self.rest.ended(task)
-        });
-        if matches!(&outcome, Err(problem) if problem.code == Code::Cancelled) && cancelled {
-            self.shared.ledger().pending = None;
-            return Ok(Went::Refused);
-        }
+        let outcome = self.change(Method::POST, path, Some(&body));
         let mut ids = Vec::new();
         let went = self.settle(what, outcome, refusals, |_, task| ids = made(task))?;
         if matches!(went, Went::Done(_)) {
@@ -418,7 +431,7 @@ impl Deeds<'_> {
         self.begin(Pending::Grow { volume, blocks });
         let path = format!("{VOLUMES}/{volume}");
         let body = json!({"size": blocks * BLOCK});
-        let outcome = self.rest.change(Method::PATCH, &path, Some(&body));
+        let outcome = self.change(Method::PATCH, &path, Some(&body));
         let went = self.settle("grow", outcome, refusals, |ledger, _| {
             if let Some(volume) = ledger.volumes.get_mut(&volume) {
                 volume.blocks = blocks;
@@ -439,7 +452,7 @@ impl Deeds<'_> {
         };
         self.begin(Pending::Delete { volume });
         let all = if known.template { "/api/v1/templates" } else { VOLUMES };
-        let outcome = self.rest.change(Method::DELETE, &format!("{all}/{volume}"), None);
+        let outcome = self.change(Method::DELETE, &format!("{all}/{volume}"), None);
         let went = self.settle("delete", outcome, refusals, |ledger, _| {
             ledger.volumes.remove(&volume);
         })?;
@@ -454,7 +467,7 @@ impl Deeds<'_> {
         let name = taken.unwrap_or_else(|| self.shared.ledger().name('v'));
         self.begin(Pending::Rename { volume, name: name.clone() });
         let body = json!({"name": name});
-        let outcome = self.rest.change(Method::PATCH, &format!("{VOLUMES}/{volume}"), Some(&body));
+        let outcome = self.change(Method::PATCH, &format!("{VOLUMES}/{volume}"), Some(&body));
         let went = self.settle("rename", outcome, refusals, |ledger, _| {
             if let Some(volume) = ledger.volumes.get_mut(&volume) {
                 volume.name.clone_from(&name);
@@ -467,7 +480,8 @@ impl Deeds<'_> {
         let Some(volume) = self.any(|v| !v.template && v.blocks < 64) else { return Ok(None) };
         let (known, kind) = (self.volume(volume), self.kind());
         let loses = kind == VolumeKind::Fixed && known.kind != kind && !known.snapshots.is_empty();
-        let refusals: &[Code] = match (known.uri.is_some(), loses) {
+        let (lose, clones) = (self.rng.chance(30), self.shared.ledger().has_clones(volume));
+        let refusals: &[Code] = match (known.uri.is_some(), loses && (!lose || clones)) {
             (true, true) => &[Code::Connected, Code::HasDependents],
             (true, false) => &[Code::Connected],
             (false, true) => &[Code::HasDependents],
@@ -475,7 +489,8 @@ impl Deeds<'_> {
         };
         self.begin(Pending::Convert { volume, kind });
         let path = format!("{VOLUMES}/{volume}/convert");
-        let outcome = self.rest.change(Method::POST, &path, Some(&json!({"kind": kind})));
+        let body = json!({"kind": kind, "lose_snapshots": lose});
+        let outcome = self.change(Method::POST, &path, Some(&body));
         // clones of a deleted snapshot may still stand on an old fixed layer
         if matches!(&outcome, Err(p) if p.code == Code::HasDependents)
             && kind == VolumeKind::Fixed
@@ -496,7 +511,7 @@ impl Deeds<'_> {
         let name = self.shared.ledger().name('t');
         self.begin(Pending::Freeze { volume, name: name.clone() });
         let body = json!({"name": name, "from": volume});
-        let outcome = self.rest.change(Method::POST, "/api/v1/templates", Some(&body));
+        let outcome = self.change(Method::POST, "/api/v1/templates", Some(&body));
         let went = self.settle("freeze", outcome, refusals, |ledger, _| {
             if let Some(volume) = ledger.volumes.get_mut(&volume) {
                 volume.template = true;
@@ -514,7 +529,7 @@ impl Deeds<'_> {
         let file = self.outside.join("out.raw");
         let (path, to) = (format!("{VOLUMES}/{volume}/export"), file.display().to_string());
         let body = json!({"to": to, "format": "raw", "snapshot": snapshot, "force": true});
-        let outcome = self.rest.change(Method::POST, &path, Some(&body));
+        let outcome = self.change(Method::POST, &path, Some(&body));
         let went = self.settle("export", outcome, &[], |_, _| {})?;
         if matches!(went, Went::Done(_)) {
             read_file(&file, &point).with_context(|| format!("export of {}", point.name))?;
@@ -528,18 +543,22 @@ impl Deeds<'_> {
         let Some((volume, snapshot)) = self.any_point(|v| v.blocks < 64) else { return Ok(None) };
         let point = self.volume(volume).snapshots[&snapshot].clone();
         let (path, to) = (format!("{VOLUMES}/{volume}/export"), file.display().to_string());
-        let body = json!({"to": to, "format": "qcow2", "snapshot": snapshot, "force": true});
+        let format = ["raw", "vhd", "qcow2"][usize::try_from(self.dice(3))?];
+        let body = json!({"to": to, "format": format, "snapshot": snapshot, "force": true});
         self.begin(Pending::Other);
-        let exported = self.rest.change(Method::POST, &path, Some(&body));
+        let exported = self.change(Method::POST, &path, Some(&body));
         let went = self.settle("export", exported, &[], |_, _| {})?;
         if !matches!(went, Went::Done(_)) {
             return Ok(Some(went));
         }
         let (name, kind) = (self.shared.ledger().name('v'), self.kind());
         let like = Volume::new(&name, point.blocks, kind, &point.content);
-        self.begin(Pending::Make { names: vec![name.clone()], like: like.clone() });
-        let body = json!({"name": name, "datastore": self.datastore, "source": to, "kind": kind});
-        let outcome = self.rest.change(Method::POST, "/api/v1/imports", Some(&body));
+        let names = vec![name.clone()];
+        self.begin(Pending::Make { names, like: like.clone(), points: Vec::new() });
+        let body = json!({
+            "name": name, "datastore": self.datastore, "source": to, "kind": kind, "format": format
+        });
+        let outcome = self.change(Method::POST, "/api/v1/imports", Some(&body));
         let mut ids = Vec::new();
         let went = self.settle("import", outcome, &[], |_, task| ids = made(task))?;
         if matches!(went, Went::Done(_)) {
@@ -547,5 +566,57 @@ impl Deeds<'_> {
             self.shared.ledger().volumes.insert(id, like);
         }
         Ok(Some(went))
+    }
+
+    /// A volume's layers go out as a folder of VHDs, and come in as another volume with its snapshots.
+    fn import_chain(&mut self) -> Result<Option<Went>> {
+        let fits = |v: &Volume| v.blocks < 64 && v.path().len() > 1;
+        let Some((volume, _)) = self.any_point(fits) else { return Ok(None) };
+        let known = self.volume(volume);
+        let mut path = known.path();
+        // every layer of it must be known: none of a deleted snapshot, or of an origin
+        let shown = match self.rest.get(&format!("{VOLUMES}/{volume}")) {
+            Ok(shown) => shown,
+            Err(problem) if is_death(&problem) => {
+                self.begin(Pending::Other);
+                return Ok(Some(Went::Open("the server cannot be asked".to_owned())));
+            }
+            Err(problem) => bail!("{} is not shown: {}", known.name, problem.detail),
+        };
+        if number(&shown, "chain_length")? != path.len() as u64 + 1 {
+            return Ok(None);
+        }
+        path.truncate(1 + usize::try_from(self.dice(path.len() as u64))?);
+        let mut points: Vec<Point> = path.iter().map(|id| known.snapshots[id].clone()).collect();
+        let dir = tempfile::tempdir_in(self.outside)?;
+        let folder = dir.path().join("chain");
+        self.begin(Pending::Other);
+        let body = json!({
+            "to": folder.display().to_string(), "format": "vhd", "snapshot": path.last(),
+            "with_snapshots": true
+        });
+        let exported =
+            self.change(Method::POST, &format!("{VOLUMES}/{volume}/export"), Some(&body));
+        let went = self.settle("export-chain", exported, &[], |_, _| {})?;
+        let (true, Some(top)) = (matches!(went, Went::Done(_)), points.pop()) else {
+            return Ok(Some(went));
+        };
+        let name = self.shared.ledger().name('v');
+        let like = Volume::new(&name, top.blocks, VolumeKind::Thin, &top.content);
+        let names = vec![name.clone()];
+        self.begin(Pending::Make { names, like, points });
+        let source = folder.join(format!("{}.vhd", known.name)).display().to_string();
+        let body = json!({
+            "name": name, "datastore": self.datastore, "source": source, "kind": "thin", "chain": true
+        });
+        let outcome = self.change(Method::POST, "/api/v1/imports", Some(&body));
+        if outcome.is_err() || self.shared.is_dark() {
+            return self.settle("import-chain", outcome, &[], |_, _| {}).map(Some);
+        }
+        // the snapshots have names and identities that only a look tells
+        Ok(Some(match check::settle(self.rest, self.shared)? {
+            true => Went::Done("import-chain"),
+            false => Went::Open("the server cannot be asked".to_owned()),
+        }))
     }
 }

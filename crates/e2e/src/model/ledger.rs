@@ -56,10 +56,12 @@ pub(super) struct Ledger {
 /// A deed that may have happened or not.
 #[derive(Clone, Debug)]
 pub(super) enum Pending {
-    /// New volumes of these names, all of them or none; with the first one's shape.
+    /// New volumes of these names, all of them or none; with the first one's shape, and with snapshots of
+    /// these points, one on the other.
     Make {
         names: Vec<String>,
         like: Volume,
+        points: Vec<Point>,
     },
     Delete {
         volume: Uuid,
@@ -120,6 +122,22 @@ impl Volume {
         self.blocks * BLOCK
     }
 
+    /// The snapshots that it stands on, the oldest first.
+    pub(super) fn path(&self) -> Vec<Uuid> {
+        let mut path: Vec<Uuid> =
+            std::iter::successors(self.on, |at| self.snapshots.get(at)?.parent).collect();
+        path.reverse();
+        path
+    }
+
+    /// It came with snapshots: identities and names as they were seen, in order.
+    pub(super) fn bring(&mut self, points: &[Point], seen: Vec<(Uuid, String)>) {
+        for (point, (id, name)) in points.iter().zip(seen) {
+            let parent = self.on.replace(id);
+            self.snapshots.insert(id, Point { name, parent, ..point.clone() });
+        }
+    }
+
     /// It became what it was at a snapshot.
     pub(super) fn reverted(&mut self, snapshot: Uuid) {
         let point = &self.snapshots[&snapshot];
@@ -166,6 +184,8 @@ impl Ledger {
         let anew = kind == VolumeKind::Fixed && volume.kind != kind;
         volume.kind = kind;
         if anew {
+            volume.snapshots.clear();
+            volume.on = None;
             let mut below = std::mem::take(&mut volume.below);
             below.extend(volume.origin.take());
             for clone in self.volumes.values_mut().filter(|other| other.origin == Some(id)) {
