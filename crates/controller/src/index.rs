@@ -308,15 +308,20 @@ impl Index {
         self.write().tasks.extend(tasks.into_iter().map(|task| (task.id, task)));
     }
 
-    /// Ends the tasks that a node no longer knows: it was restarted under them. Those that ended.
-    pub(crate) fn end_lost(&self, listed: &BTreeSet<Uuid>, now: model::Timestamp) -> Vec<Task> {
-        let lost: Vec<Task> = self
-            .read()
-            .tasks
-            .values()
-            .filter(|task| !task.state.is_final() && !listed.contains(&task.id))
-            .cloned()
-            .collect();
+    /// Tasks that have not ended.
+    pub(crate) fn unfinished(&self) -> BTreeSet<Uuid> {
+        let known = self.read();
+        known.tasks.values().filter(|task| !task.state.is_final()).map(|task| task.id).collect()
+    }
+
+    /// Ends those of `lost` that have not ended, which the node does not know: it was restarted under them.
+    /// Those that ended.
+    pub(crate) fn end_lost(&self, lost: &BTreeSet<Uuid>, now: model::Timestamp) -> Vec<Task> {
+        let lost: Vec<Task> = {
+            let known = self.read();
+            let open = |task: &&Task| !task.state.is_final();
+            lost.iter().filter_map(|id| known.tasks.get(id)).filter(open).cloned().collect()
+        };
         lost.into_iter()
             .map(|mut task| {
                 task.state = TaskState::Failed;

@@ -123,13 +123,15 @@ impl Sync {
         let info = self.node.info().await?;
         // listen first, then load: what happens in between comes as an event
         let mut events = self.node.events(None).await?;
-        self.load().await?;
-        let tasks: Vec<Task> = self.node.list("/v1/tasks").await?;
-        let listed: BTreeSet<Uuid> = tasks.iter().map(|task| task.id).collect();
+        let mut lost = self.index.unfinished();
+        let tasks = self.load_with_tasks().await?;
+        for task in &tasks {
+            lost.remove(&task.id);
+        }
         for task in tasks {
             self.take_task(task).await;
         }
-        for lost in self.index.end_lost(&listed, now()) {
+        for lost in self.index.end_lost(&lost, now()) {
             self.keep(lost).await;
         }
         self.index.set_node(Some(info));
@@ -201,15 +203,14 @@ impl Sync {
             }
             next = futures_util::FutureExt::now_or_never(more.next()).flatten();
         }
-        if all || resync || related.len() > FEW {
+        if resync {
+            ended.extend(self.load_with_tasks().await?);
+        } else if all || related.len() > FEW {
             self.load().await?;
         } else {
             for id in related {
                 self.look_at_volume(id).await?;
             }
-        }
-        if resync {
-            ended.extend(self.node.list("/v1/tasks").await?);
         }
         for task in ended {
             self.index.release(task.id);
@@ -321,6 +322,14 @@ impl Sync {
         if let Err(problem) = self.store.keep_task(task).await {
             tracing::warn!("a finished task is not kept: {problem}");
         }
+    }
+
+    /// Loads everything; the node's tasks, to be told of when that is done. They are asked for first: one
+    /// that has ended by then changed nothing that was not loaded.
+    async fn load_with_tasks(&self) -> Result<Vec<Task>, Problem> {
+        let tasks = self.node.list("/v1/tasks").await?;
+        self.load().await?;
+        Ok(tasks)
     }
 
     async fn load(&self) -> Result<(), Problem> {

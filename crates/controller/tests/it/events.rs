@@ -42,6 +42,31 @@ async fn a_reader_goes_on_where_it_was() {
     }
 }
 
+/// Who learns that a task has ended finds what it made, whichever way the controller learned of it.
+#[tokio::test]
+async fn a_task_has_not_ended_before_what_it_made_is_there() {
+    let mut world = World::with_datastore().await;
+    world.volume("web").await;
+    for (way, name) in ["late", "later"].into_iter().enumerate() {
+        let mut events = world.client().events(None).await.expect("events");
+        world.fake.late(name);
+        if way == 0 {
+            world.fake.resync();
+        } else {
+            let data = world.data();
+            world.fake = world.fake.restart(&data).await;
+        }
+        let made = |change: &Change| match change {
+            Change::Volume(volume) => volume.name.as_str() == name,
+            Change::Task(task) => task.object.name == name && task.state.is_final(),
+            _ => false,
+        };
+        let first = until(&mut events, made).await;
+        assert!(matches!(first.change, Change::Volume(_)), "{:?}", first.change);
+        until(&mut events, made).await;
+    }
+}
+
 #[tokio::test]
 async fn metrics_tell_the_figures() {
     let world = World::with_datastore().await;

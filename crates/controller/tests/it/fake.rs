@@ -35,6 +35,8 @@ struct Known {
     broken: Option<Code>,
     /// How many scheduled runs were refused for that.
     refused: u64,
+    /// A volume of this name is made, by a task of its own, just before tasks are listed.
+    late: Option<Name>,
     last: u64,
 }
 
@@ -133,6 +135,16 @@ impl Fake {
             };
             self.node.tell(Change::Removed(object));
         }
+        self.node.tell(Change::Resync);
+    }
+
+    /// A volume comes to be just before tasks are listed the next time.
+    pub(crate) fn late(&self, name: &str) {
+        self.known().late = Some(name.parse().expect("a name"));
+    }
+
+    /// Events were lost.
+    pub(crate) fn resync(&self) {
         self.node.tell(Change::Resync);
     }
 
@@ -540,6 +552,21 @@ async fn retire_snapshot(
 }
 
 async fn tasks(State(node): State<Node>) -> Json<Vec<Task>> {
+    let late = {
+        let mut known = node.known.lock().expect("state");
+        let name = known.late.take();
+        name.map(|name| {
+            let like = known.volumes.values().next().expect("a volume").clone();
+            let volume = Volume { id: Uuid::new_v4(), name, ..like };
+            known.volumes.insert(volume.id, volume.clone());
+            volume
+        })
+    };
+    if let Some(volume) = late {
+        let task = node.begin(Operation::VolumeCreate, of(&volume));
+        node.tell(Change::Volume(volume));
+        node.finish(task.id, Ok(Value::Null));
+    }
     Json(node.known.lock().expect("state").tasks.values().cloned().collect())
 }
 
