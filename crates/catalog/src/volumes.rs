@@ -201,7 +201,9 @@ impl Catalog {
     /// `has-dependents` naming its linked clones, `volume-connected`, `busy`, `record-unreadable`.
     pub async fn delete_volume(&self, volume: Uuid) -> Result<()> {
         // what others left standing on it, which nobody uses, is not in its way
-        self.drop_unused(self.left_above(&self.volume(volume)?)).await;
+        if self.dependents(volume).is_empty() {
+            self.drop_unused(self.left_above(volume)).await;
+        }
         let held = self.hold_with_origins(volume, "a deletion", Pace::Short).await?;
         let record = self.volume(volume)?;
         self.disconnected(&record, "delete")?;
@@ -220,7 +222,7 @@ impl Catalog {
                 .hint("delete the linked clones first")
                 .related(dependents));
         }
-        if let Some(owner) = self.left_above(&record).first() {
+        if let Some(owner) = self.left_above(volume).first() {
             let owner = self.volume(*owner).map_or_else(|_| owner.to_string(), |owner| owner.name);
             let message = format!("an unused layer of {owner} still stands on {}", record.name);
             return Err(CatalogError::new(Code::Busy, message).hint("try again later"));
@@ -246,13 +248,30 @@ impl Catalog {
         self.origins_of(&layers.unwrap_or_default(), volume)
     }
 
-    /// Other volumes of which layers stand right on the volume's.
-    fn left_above(&self, record: &VolumeRecord) -> Vec<Uuid> {
+    /// Other volumes of which layers stand on the volume's.
+    #[must_use]
+    pub fn left_above(&self, volume: Uuid) -> Vec<Uuid> {
         let owners: BTreeSet<Uuid> = self.with(|state| {
-            let above = record.layers.iter().flat_map(|layer| state.tree.children(*layer));
-            above.filter_map(|layer| state.tree.get(layer)?.owner).collect()
+            let layers = state.volumes.get(&volume).map_or(&[][..], |record| &record.layers);
+            let (mut seen, mut open) = (BTreeSet::new(), layers.to_vec());
+            while let Some(layer) = open.pop() {
+                if seen.insert(layer) {
+                    open.extend(state.tree.children(layer));
+                }
+            }
+            seen.into_iter().filter_map(|layer| state.tree.get(layer)?.owner).collect()
         });
-        owners.into_iter().filter(|owner| *owner != record.uuid).collect()
+        owners.into_iter().filter(|owner| *owner != volume).collect()
+    }
+
+    /// Drops the layers of all volumes that nothing stands on any more: a process that died may have left
+    /// some. Call it after open.
+    pub async fn drop_all_unused(&self) {
+        let ghostly = self.with(|state| {
+            let some = state.volumes.values().filter(|record| record.ghosts().next().is_some());
+            some.map(|record| record.uuid).collect()
+        });
+        self.drop_unused(ghostly).await;
     }
 
     /// Layers of these volumes that nothing stands on any more go now; nothing of that is the failure of

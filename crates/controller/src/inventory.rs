@@ -245,7 +245,7 @@ mod tests {
             let insert =
                 format!("INSERT INTO {table}(key, revision, body) VALUES('a', ?1, '{{}}')");
             store.run(move |db| db.execute(&insert, [revision])).await.expect("a row");
-            let refused = Inventory::load(store).await.err().expect("damage is told");
+            let refused = Inventory::load(store).await.expect_err("damage is told");
             assert_eq!(refused.code, Code::Corrupt, "{table} {revision}: {}", refused.detail);
         }
     }

@@ -36,6 +36,9 @@ impl<T: std::fmt::Debug> std::fmt::Debug for Layer<T> {
     }
 }
 
+/// The most layers of a chain: a block may have sectors of each.
+pub(crate) const MAX_LAYERS: usize = 254;
+
 /// Longest piece of a BAT that is read at once.
 const TABLE_PIECE: u64 = 1 << 20;
 
@@ -231,6 +234,9 @@ impl Chain {
         cache: SharedCache,
     ) -> Result<(Self, Vec<Place>), OpenError> {
         let trust = |depth| if depth == 0 && fixed_base { Trust::OwnFixed } else { Trust::Own };
+        if files.len() > MAX_LAYERS {
+            return Err(OpenError::TooLong(files.len()));
+        }
         let leaf = files.pop().ok_or(OpenError::Empty)?;
         let depth = files.len();
         let mut below = BlockSet::default();

@@ -4,6 +4,7 @@ use image::FormatError;
 use io::IoError;
 use uuid::Uuid;
 
+use crate::chain::MAX_LAYERS;
 use crate::log::LogError;
 
 /// A chain that does not open.
@@ -12,6 +13,9 @@ pub enum OpenError {
     /// There is no layer at all.
     #[error("the chain has no layer")]
     Empty,
+    /// There are more layers than can be told apart.
+    #[error("the chain has {0} layers, more than {MAX_LAYERS}")]
+    TooLong(usize),
     /// A layer's bytes contradict the format.
     #[error("layer {layer} of the chain (0 = base): {source}")]
     Format {

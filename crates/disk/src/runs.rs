@@ -90,13 +90,9 @@ impl Runs {
 mod tests {
     use std::collections::BTreeSet;
 
-    use image::{BLOCK_STRIDE_SECTORS, PAGE_SECTORS};
     use proptest::prelude::*;
 
     use super::*;
-
-    /// Pages of a place.
-    const STRIDE: u32 = (BLOCK_STRIDE_SECTORS / PAGE_SECTORS) as u32;
 
     fn singles(runs: &Runs) -> Vec<u32> {
         runs.iter().flat_map(|(from, count)| (0..count).map(move |n| from.nth(n).page())).collect()
@@ -105,7 +101,7 @@ mod tests {
     #[test]
     fn a_million_neighbours_are_one_run() {
         let mut runs = Runs::default();
-        let place = |number: u32| Place::at_page(7 + number % 1000 * STRIDE);
+        let place = |number: u32| Place::at_page(7).nth(number % 1000);
         for number in 0..1000 {
             // each once, in an order of its own
             runs.insert(place(number * 677), 1);
@@ -121,7 +117,7 @@ mod tests {
         fn runs_are_the_places_put_in_and_not_taken_out(
             steps in prop::collection::vec((0u8..10, 0u32..40, 1u32..12), 1..60),
         ) {
-            let page = |number: u32| if number < 20 { 3 } else { 3 + 5 } + number * STRIDE;
+            let page = |number: u32| Place::at_page(if number < 20 { 3 } else { 8 }).nth(number).page();
             let (mut runs, mut plain) = (Runs::default(), BTreeSet::new());
             for (what, from, count) in steps {
                 // a run does not go over the shift

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -69,20 +70,22 @@ impl ShmFile {
         made
     }
 
-    /// Opens an existing file of exactly `len` bytes.
+    /// Opens an existing file whose length in bytes is one of `lens`.
     ///
     /// # Errors
-    /// `NotFound`, or `Corrupt` when the length differs or part of the space is missing.
-    pub fn open(path: &Path, len: usize) -> Result<Self> {
+    /// `NotFound`, or `Corrupt` when it has another length or part of the space is missing.
+    pub fn open(path: &Path, lens: RangeInclusive<usize>) -> Result<Self> {
         let context = |what: &str| format!("{what} log memory {}", path.display());
         let fd = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
             .map_err(|e| IoError::system(context("opening"), e.into()))?;
         let file = File::from(fd);
         let found = file.metadata().map_err(|e| IoError::system(context("examining"), e))?.len();
-        if found != len as u64 {
-            let message = format!("{}: {found} bytes instead of {len}", context("opening"));
+        let Some(len) = usize::try_from(found).ok().filter(|len| lens.contains(len)) else {
+            let (least, most) = (lens.start(), lens.end());
+            let message =
+                format!("{}: {found} bytes instead of {least} to {most}", context("opening"));
             return Err(IoError::new(IoErrorKind::Corrupt, message));
-        }
+        };
         // A hole in a file that we fallocated means somebody else made it; fill it before mapping.
         take_space(&file, len)
             .map_err(|e| IoError::system(context("taking space for"), e.into()))?;
@@ -156,14 +159,17 @@ mod tests {
         ShmFile::create(&path, 8192)
             .unwrap()
             .write(4000, b"across a page boundary".repeat(9).as_slice());
-        let again = ShmFile::open(&path, 8192).unwrap();
+        let again = ShmFile::open(&path, 4096..=8192).unwrap();
+        assert_eq!(again.len(), 8192);
         let mut seen = [0; 22];
         again.read(4022, &mut seen);
         assert_eq!(&seen, b"across a page boundary");
         assert_eq!(ShmFile::create(&path, 8192).unwrap_err().kind, IoErrorKind::Exists);
-        assert_eq!(ShmFile::open(&path, 4096).unwrap_err().kind, IoErrorKind::Corrupt);
+        for lens in [0..=8191, 8193..=usize::MAX] {
+            assert_eq!(ShmFile::open(&path, lens).unwrap_err().kind, IoErrorKind::Corrupt);
+        }
         assert_eq!(
-            ShmFile::open(&dir.path().join("none"), 1).unwrap_err().kind,
+            ShmFile::open(&dir.path().join("none"), 1..=1).unwrap_err().kind,
             IoErrorKind::NotFound
         );
     }

@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::rc::Rc;
@@ -30,6 +31,8 @@ use crate::wait::until_free;
 /// Space of a metadata log: tens of thousands of changes between two flushes, and small beside the
 /// host's memory, of which every connected volume takes so much.
 pub(crate) const LOG_BYTES: usize = 2 << 20;
+/// Lengths of logs that are read: another version's may be longer.
+pub(crate) const LOG_LENGTHS: RangeInclusive<usize> = disk::LOG_MIN..=64 << 20;
 
 /// How often a drain looks whether it waits for requests that wait for space.
 const HELD_POLL: Duration = Duration::from_millis(100);
@@ -359,7 +362,7 @@ impl Home {
 
 fn open_log(path: &Path, state: LogState) -> Result<Rc<dyn LogMemory>> {
     let memory = match state {
-        LogState::Replay => ShmFile::open(path, LOG_BYTES)?,
+        LogState::Replay => ShmFile::open(path, LOG_LENGTHS)?,
         LogState::Clean | LogState::Lost => {
             match std::fs::remove_file(path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -379,6 +382,7 @@ fn from_open(name: &str, error: &OpenError) -> Problem {
         OpenError::Io(error) => return from_io(error),
         OpenError::Log(_) => Code::Refused,
         OpenError::Empty
+        | OpenError::TooLong(_)
         | OpenError::Format { .. }
         | OpenError::Parent { .. }
         | OpenError::Table { .. } => Code::Corrupt,

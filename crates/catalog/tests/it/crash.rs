@@ -472,6 +472,64 @@ fn convert() {
     });
 }
 
+/// gold, a linked clone of it that became a volume of its own, and a clone of that which still stands on
+/// what both left behind.
+async fn left_behind(node: &Node) {
+    node.create("gold", SIZE, VolumeKind::Thin).await;
+    node.snapshot("gold", "s").await;
+    let names = |name: &str| vec![name.to_owned()];
+    let clone = |of, name| node.catalog.clone_linked(of, names(name));
+    drop(clone(source(node, "gold", Some("s")), "middle").await.unwrap());
+    node.write("middle", 0, 1).await;
+    node.snapshot("middle", "t").await;
+    drop(clone(source(node, "middle", Some("t")), "top").await.unwrap());
+    let t = node.snap_id("middle", "t");
+    drop(node.catalog.snapshot_delete(node.id("middle"), t, &Unwatched).await.unwrap());
+    become_kind(node, "middle", VolumeKind::Fixed).await;
+}
+
+#[test]
+fn whoever_died_before_it_cleared_up_is_in_nobodys_way() {
+    let fresh = || Lab::segmented(3, ByteCount::mib(256), MAX_SEGMENT);
+    let lab = fresh();
+    let (first, last) = lab.executor.block_on(async {
+        let node = lab.open().await;
+        left_behind(&node).await;
+        let first = lab.world.events();
+        become_kind(&node, "top", VolumeKind::Fixed).await;
+        (first + 1, lab.world.events())
+    });
+    let (mut linked, mut cleared) = (0, [0, 0]);
+    for event in first..=last {
+        let lab = fresh();
+        lab.world.halt_at(event);
+        let ended = lab.executor.run_until_halt(async {
+            let node = lab.open().await;
+            left_behind(&node).await;
+            become_kind(&node, "top", VolumeKind::Fixed).await;
+        });
+        assert!(ended.is_none() || event == last, "event {event} of {last} is reached");
+        let lab = lab.crashed(event, Crash::Kill);
+        let at_start = event % 2 == 0;
+        lab.executor.block_on(async {
+            let node = lab.open().await;
+            let gold = node.id("gold");
+            if !node.catalog.dependents(gold).is_empty() {
+                linked += 1;
+                return;
+            }
+            if at_start {
+                node.catalog.drop_all_unused().await;
+                assert!(node.catalog.left_above(gold).is_empty(), "event {event}");
+            }
+            cleared[usize::from(at_start)] += 1;
+            node.catalog.delete_volume(gold).await.unwrap();
+            node.assert_sound(&format!("event {event}, gold is deleted")).await;
+        });
+    }
+    assert!(linked > 0 && cleared.iter().all(|n| *n > 2), "{linked} linked, {cleared:?} cleared");
+}
+
 #[test]
 fn template_create() {
     check("freeze", |node| {

@@ -30,7 +30,7 @@ use super::{Control, catalog_problem};
 use crate::alarms;
 use crate::connections::{self, Entry, Phase};
 use crate::crash;
-use crate::home::{Home, LOG_BYTES, Log, Opening, Place};
+use crate::home::{Home, LOG_LENGTHS, Log, Opening, Place};
 use crate::problem::{Outcome, from_gone, from_io};
 use crate::tasks::{About, Progress};
 use crate::worker::Worker;
@@ -704,6 +704,7 @@ impl Control {
                 self.shared.alarms.raise(alarms::RECOVERY, Severity::Warning, object, text, hint);
             }
         }
+        opened.catalog.drop_all_unused().await;
         let waiting: BTreeSet<Uuid> =
             opened.catalog.pending_merges().into_iter().map(|merge| merge.volume).collect();
         for volume in waiting {
@@ -754,10 +755,10 @@ fn look_at_log(path: &Path) -> Outcome<Option<catalog::LogIdentity>> {
         let hint = "start the version that wrote it and stop it with: shale down";
         Err(Problem::new(Code::UnknownFormat, detail).hint(hint))
     };
-    let memory = match ShmFile::open(path, LOG_BYTES) {
+    let memory = match ShmFile::open(path, LOG_LENGTHS) {
         Ok(memory) => memory,
         Err(error) if error.kind == IoErrorKind::NotFound => return Ok(None),
-        // Of another length: another version's, or one that was begun and never told to anybody.
+        // Of such a length: another version's, or one that was begun and never told to anybody.
         Err(error) if error.kind == IoErrorKind::Corrupt => {
             return match disk::log_version(&log_head(path)?) {
                 Some(version) => unknown(format!("{error}, and it is of version {version}")),

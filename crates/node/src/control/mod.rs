@@ -241,8 +241,8 @@ impl Control {
     /// Tells listeners how many clones these have now, and their snapshots.
     async fn tell_origins(&self, ids: &[Uuid]) {
         self.tell_volumes(ids).await;
-        let mut snapshots = Vec::new();
         for id in ids {
+            let mut snapshots = Vec::new();
             let Some((store, record)) = self.find_if(*id) else { continue };
             if record.template {
                 continue;
@@ -251,9 +251,10 @@ impl Control {
             if let Err(error) = self.snapshots_of(&store, &record, &mut snapshots).await {
                 tracing::warn!(volume = %id, %error, "its snapshots cannot be told of");
             }
-        }
-        for snapshot in snapshots {
-            self.shared.events.tell(Change::Snapshot(snapshot));
+            // at once: what is told later may be of one that is gone by then
+            for snapshot in snapshots {
+                self.shared.events.tell(Change::Snapshot(snapshot));
+            }
         }
     }
 

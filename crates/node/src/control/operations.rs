@@ -186,9 +186,14 @@ impl Control {
             self.drop_link(left).await?;
         }
         let catalog = store.catalog()?;
-        let stood_on = catalog.origins(id);
-        catalog.delete_volume(id).await.map_err(catalog_problem)?;
+        let (stood_on, above) = (catalog.origins(id), catalog.left_above(id));
+        let deleted = catalog.delete_volume(id).await.map_err(catalog_problem);
         drop(working);
+        if catalog.dependents(id).is_empty() {
+            // layers that they had left on it are gone
+            self.tell_volumes(&above).await;
+        }
+        deleted?;
         self.tell_removed(super::reference(&record));
         self.tell_origins(&stood_on).await;
         self.space_freed(store.id());
