@@ -26,6 +26,7 @@ mod create;
 mod depth;
 mod fio;
 mod footprint;
+mod kinds;
 mod pause;
 mod report;
 mod scale;
@@ -104,6 +105,7 @@ const PARTS: &[Part] = &[
     ("depth", depth::measure),
     ("pause", pause::measure),
     ("create", create::measure),
+    ("kinds", kinds::measure),
     ("scale", scale::measure),
     ("footprint", footprint::measure),
 ];
