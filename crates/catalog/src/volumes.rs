@@ -253,13 +253,8 @@ impl Catalog {
     pub fn left_above(&self, volume: Uuid) -> Vec<Uuid> {
         let owners: BTreeSet<Uuid> = self.with(|state| {
             let layers = state.volumes.get(&volume).map_or(&[][..], |record| &record.layers);
-            let (mut seen, mut open) = (BTreeSet::new(), layers.to_vec());
-            while let Some(layer) = open.pop() {
-                if seen.insert(layer) {
-                    open.extend(state.tree.children(layer));
-                }
-            }
-            seen.into_iter().filter_map(|layer| state.tree.get(layer)?.owner).collect()
+            let above = layers.iter().flat_map(|layer| state.tree.subtree(*layer));
+            above.filter_map(|layer| state.tree.get(layer)?.owner).collect()
         });
         owners.into_iter().filter(|owner| *owner != volume).collect()
     }

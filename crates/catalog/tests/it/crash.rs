@@ -472,20 +472,25 @@ fn convert() {
     });
 }
 
-/// gold, a linked clone of it that became a volume of its own, and a clone of that which still stands on
-/// what both left behind.
+/// gold, a clone of it, a clone of that, and a last one which still stands on what the two in the middle left
+/// when they became volumes of their own.
 async fn left_behind(node: &Node) {
     node.create("gold", SIZE, VolumeKind::Thin).await;
-    node.snapshot("gold", "s").await;
-    let names = |name: &str| vec![name.to_owned()];
-    let clone = |of, name| node.catalog.clone_linked(of, names(name));
-    drop(clone(source(node, "gold", Some("s")), "middle").await.unwrap());
-    node.write("middle", 0, 1).await;
-    node.snapshot("middle", "t").await;
-    drop(clone(source(node, "middle", Some("t")), "top").await.unwrap());
-    let t = node.snap_id("middle", "t");
-    drop(node.catalog.snapshot_delete(node.id("middle"), t, &Unwatched).await.unwrap());
-    become_kind(node, "middle", VolumeKind::Fixed).await;
+    for (of, name) in [("gold", "middle"), ("middle", "top"), ("top", "last")] {
+        node.snapshot(of, "s").await;
+        let names = vec![name.to_owned()];
+        drop(node.catalog.clone_linked(source(node, of, Some("s")), names).await.unwrap());
+        node.write(name, 0, 1).await;
+    }
+    for name in ["middle", "top"] {
+        let s = node.snap_id(name, "s");
+        drop(node.catalog.snapshot_delete(node.id(name), s, &Unwatched).await.unwrap());
+        become_kind(node, name, VolumeKind::Fixed).await;
+    }
+}
+
+async fn remove(node: &Node, name: &str) {
+    node.catalog.delete_volume(node.id(name)).await.unwrap();
 }
 
 #[test]
@@ -496,7 +501,7 @@ fn whoever_died_before_it_cleared_up_is_in_nobodys_way() {
         let node = lab.open().await;
         left_behind(&node).await;
         let first = lab.world.events();
-        become_kind(&node, "top", VolumeKind::Fixed).await;
+        remove(&node, "last").await;
         (first + 1, lab.world.events())
     });
     let (mut linked, mut cleared) = (0, [0, 0]);
@@ -506,7 +511,7 @@ fn whoever_died_before_it_cleared_up_is_in_nobodys_way() {
         let ended = lab.executor.run_until_halt(async {
             let node = lab.open().await;
             left_behind(&node).await;
-            become_kind(&node, "top", VolumeKind::Fixed).await;
+            remove(&node, "last").await;
         });
         assert!(ended.is_none() || event == last, "event {event} of {last} is reached");
         let lab = lab.crashed(event, Crash::Kill);
@@ -523,7 +528,7 @@ fn whoever_died_before_it_cleared_up_is_in_nobodys_way() {
                 assert!(node.catalog.left_above(gold).is_empty(), "event {event}");
             }
             cleared[usize::from(at_start)] += 1;
-            node.catalog.delete_volume(gold).await.unwrap();
+            remove(&node, "gold").await;
             node.assert_sound(&format!("event {event}, gold is deleted")).await;
         });
     }
