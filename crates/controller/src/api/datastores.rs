@@ -11,7 +11,7 @@ use utoipa_axum::routes;
 
 use super::answer::{Accepted, Answer, Json, Path, Query};
 use super::guard::{ManageStorage, May, Read};
-use super::page::{Paging, page};
+use super::page::{Key, Paging, page};
 use super::{App, Change, Outcome, Wait, reference};
 use crate::estimate;
 
@@ -33,7 +33,7 @@ async fn list(
     Query(paging): Query<Paging>,
 ) -> Answer<Json<Page<Datastore>>> {
     let all: Vec<Datastore> = app.index.read().datastores.values().cloned().collect();
-    Ok(Json(page(&all, |d| format!("{} {}", d.name, d.id), &paging)?))
+    Ok(Json(page(&all, |d| Key::named(d.name.as_str(), d.id), &paging)?))
 }
 
 /// Make a datastore in a directory, or adopt the one that is there

@@ -111,8 +111,8 @@ impl App {
         Ok(self.index.find(reference)?)
     }
 
-    /// An object as it is now: space that guests take changes without an event. Without a node, what is
-    /// known of it.
+    /// An object as the node has it, for what changes without an event: space that guests take. Without a
+    /// node, what is known of it.
     async fn now<E: Entity + DeserializeOwned>(&self, kind: &str, known: E) -> Answer<E> {
         let path = format!("/v1/{kind}/{}", known.id());
         match self.node.call(Method::GET, &path, None::<&()>).await {

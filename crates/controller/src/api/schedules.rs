@@ -13,7 +13,7 @@ use utoipa_axum::routes;
 
 use super::answer::{Accepted, Answer, Json, Path, Query};
 use super::guard::{May, Operate, Read};
-use super::page::{Paging, page};
+use super::page::{Key, Paging, page};
 use super::{App, Change, Outcome, Wait};
 use crate::{estimate, schedule};
 
@@ -39,8 +39,7 @@ async fn list(
         known.volumes.values().filter(|v| v.schedule.is_some()).cloned().collect()
     };
     let all: Vec<_> = scheduled.iter().filter_map(|volume| app.schedule_of(volume)).collect();
-    let key = |s: &ScheduleStatus| format!("{} {}", s.volume_name, s.volume);
-    Ok(Json(page(&all, key, &paging)?))
+    Ok(Json(page(&all, |s| Key::named(s.volume_name.as_str(), s.volume), &paging)?))
 }
 
 /// Show the snapshot schedule of a volume

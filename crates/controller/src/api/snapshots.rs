@@ -16,7 +16,7 @@ use utoipa_axum::routes;
 
 use super::answer::{Answer, Json, Path, Query};
 use super::guard::{May, Operate, Read};
-use super::page::{Paging, page};
+use super::page::{Key, Paging, page};
 use super::{App, Change, Outcome, reference};
 use crate::estimate;
 
@@ -51,8 +51,9 @@ struct Between {
     to: Option<String>,
 }
 
-fn key(snapshot: &Snapshot) -> String {
-    format!("{} {:020} {}", snapshot.volume_name, snapshot.created.unix_ms(), snapshot.id)
+fn key(snapshot: &Snapshot) -> Key<'_> {
+    let (name, number) = (snapshot.volume_name.as_str(), snapshot.created.unix_ms());
+    Key { name, number, id: snapshot.id }
 }
 
 /// List snapshots of all volumes

@@ -15,7 +15,7 @@ use utoipa_axum::routes;
 use super::App;
 use super::answer::{Answer, Json, Query};
 use super::guard::{Administer, May, Read};
-use super::page::{Paging, page};
+use super::page::{Key, Paging, page};
 use crate::store::AuditRow;
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
@@ -117,15 +117,16 @@ async fn alarms(
     Query(paging): Query<Paging>,
 ) -> Answer<Json<Page<Alarm>>> {
     let all: Vec<Alarm> = app.index.read().alarms.values().cloned().collect();
-    let worst_first = |a: &Alarm| {
-        let rank = match a.severity {
-            model::Severity::Critical => 0,
-            model::Severity::Warning => 1,
-            model::Severity::Info => 2,
-        };
-        format!("{rank} {:020} {}", a.since.unix_ms(), a.id)
-    };
     Ok(Json(page(&all, worst_first, &paging)?))
+}
+
+fn worst_first(alarm: &Alarm) -> Key<'_> {
+    let name = match alarm.severity {
+        model::Severity::Critical => "0",
+        model::Severity::Warning => "1",
+        model::Severity::Info => "2",
+    };
+    Key { name, number: alarm.since.unix_ms(), id: alarm.id }
 }
 
 /// Who did what, newest first

@@ -13,7 +13,7 @@ use utoipa_axum::routes;
 
 use super::answer::{Accepted, Answer, Json, Path, Query};
 use super::guard::{May, Operate, Read};
-use super::page::{Paging, page};
+use super::page::{Key, Paging, page};
 use super::{App, WAIT_LIMIT, Wait, reference};
 
 pub(super) fn routes() -> OpenApiRouter<Arc<App>> {
@@ -46,8 +46,11 @@ async fn list(
         let wanted = known.tasks.values().filter(|t| filter.state.is_none_or(|s| s == t.state));
         wanted.cloned().collect()
     };
-    let newest_first = |t: &Task| format!("{:020} {}", u64::MAX - t.created.unix_ms(), t.id);
     Ok(Json(page(&all, newest_first, &paging)?))
+}
+
+fn newest_first(task: &Task) -> Key<'_> {
+    Key { name: "", number: u64::MAX - task.created.unix_ms(), id: task.id }
 }
 
 /// Show a task

@@ -14,7 +14,7 @@ use utoipa_axum::routes;
 
 use super::answer::{Accepted, Answer, Json, Path, Query};
 use super::guard::{May, Operate, Read};
-use super::page::{Paging, page};
+use super::page::{Key, Paging, page};
 use super::volumes::OnDatastore;
 use super::{App, Change, Outcome, Wait, reference};
 use crate::estimate;
@@ -60,7 +60,7 @@ async fn list(
     let on = app.filter(&filter).await?;
     let known = app.index.read();
     let wanted = known.templates.values().filter(|t| on.is_none_or(|on| on == t.datastore));
-    Ok(Json(page(wanted, |t| format!("{} {}", t.name, t.id), &paging)?))
+    Ok(Json(page(wanted, |t| Key::named(t.name.as_str(), t.id), &paging)?))
 }
 
 /// Make a template of a volume, or of one of its snapshots

@@ -10,7 +10,7 @@ use utoipa_axum::routes;
 
 use super::answer::{Answer, Json, Path, Query};
 use super::guard::{Administer, May};
-use super::page::{Paging, page};
+use super::page::{Key, Paging, page};
 use super::{App, reference};
 use crate::hub::now;
 
@@ -30,7 +30,7 @@ async fn list(
     State(app): State<Arc<App>>,
     Query(paging): Query<Paging>,
 ) -> Answer<Json<Page<Token>>> {
-    Ok(Json(page(&app.tokens.list(), |t| format!("{} {}", t.name, t.id), &paging)?))
+    Ok(Json(page(&app.tokens.list(), |t| Key::named(t.name.as_str(), t.id), &paging)?))
 }
 
 /// Make a token; its secret is shown this once

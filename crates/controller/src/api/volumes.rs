@@ -16,7 +16,7 @@ use utoipa_axum::routes;
 
 use super::answer::{Accepted, Answer, Json, Path, Query};
 use super::guard::{May, Operate, Read};
-use super::page::{Paging, page};
+use super::page::{Key, Paging, page};
 use super::{App, Change, Outcome, Wait, reference};
 use crate::estimate;
 
@@ -62,7 +62,7 @@ async fn list(
     let on = app.filter(&filter).await?;
     let known = app.index.read();
     let wanted = known.volumes.values().filter(|v| on.is_none_or(|on| on == v.datastore));
-    Ok(Json(page(wanted, |v| format!("{} {}", v.name, v.id), &paging)?))
+    Ok(Json(page(wanted, |v| Key::named(v.name.as_str(), v.id), &paging)?))
 }
 
 /// Make a volume
@@ -98,7 +98,8 @@ async fn show(
     Path(volume): Path<String>,
 ) -> Answer<Json<Volume>> {
     let known = app.volume(&volume).await?;
-    let mut found = app.now("volumes", known).await?;
+    let changing = !known.connections.is_empty() || known.task.is_some();
+    let mut found = if changing { app.now("volumes", known).await? } else { known };
     found.next_snapshot = app.next_snapshot(&found);
     Ok(Json(found))
 }
