@@ -8,7 +8,12 @@
 //!
 //! The kernel is Debian's cloud kernel, where virtio and ext4 are modules: the initrd loads them in
 //! the order that modules.dep gives and switches to the second partition. The guest's init obeys
-//! the serial console (see `qemu`). The result is kept under target/guest and made again when
+//! the serial console (see `qemu`).
+//!
+//! Kernel and initrd are also kept beside the disk, for guests that live in their memory and have the second
+//! partition at /data (`shale.live` on the kernel's command line). QEMU without KVM translates the guest's
+//! code once, and does not notice when another process writes a page of code, as a vhost-user disk does:
+//! such guests may not run what they read from the disk. The result is kept under target/guest and made again when
 //! the kernel's version or this recipe changes.
 
 use std::collections::BTreeSet;
@@ -23,7 +28,7 @@ use crate::need;
 use crate::process::{run, target_dir, text};
 
 /// Raise when the recipe changes: cached images of older recipes are not used.
-const RECIPE: u32 = 3;
+const RECIPE: u32 = 4;
 const MIB: u64 = 1 << 20;
 const BOOT_AT: u64 = MIB;
 const BOOT_LEN: u64 = 64 * MIB;
@@ -40,6 +45,11 @@ b=/bin/busybox
 $b mount -t proc proc /proc; $b mount -t sysfs sysfs /sys; $b mount -t devtmpfs dev /dev
 for m in $($b cat /modules/order); do $b insmod /modules/$m; done
 until [ -b /dev/vda2 ]; do $b usleep 10000; done
+if $b grep -q shale.live /proc/cmdline; then
+  $b mkdir -p /data /sbin /tmp; $b ln -s busybox /bin/sh
+  $b mount -t ext4 /dev/vda2 /data || { echo "guest: the disk does not mount"; $b poweroff -f; }
+  exec /obey
+fi
 $b mount -t ext4 /dev/vda2 /new || { echo "guest: the root file system does not mount"; $b poweroff -f; }
 exec $b switch_root /new /sbin/init
 "#;
@@ -47,8 +57,9 @@ exec $b switch_root /new /sbin/init
 /// Every line that comes in is run; its output is followed by a line with its number and status.
 const ROOT_INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /tmp /data
-/bin/busybox mount -t proc proc /proc; /bin/busybox mount -t sysfs sysfs /sys
-/bin/busybox mount -t devtmpfs dev /dev
+[ -d /proc/1 ] || /bin/busybox mount -t proc proc /proc
+[ -d /sys/block ] || /bin/busybox mount -t sysfs sysfs /sys
+[ -c /dev/ttyS0 ] || /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox --install -s /bin
 export PATH=/bin:/sbin
 exec </dev/ttyS0 >/dev/ttyS0 2>&1
@@ -63,6 +74,17 @@ done
 
 /// The path of the bootable image. Made on the first call on a machine, which needs the network.
 pub fn disk_image() -> Result<PathBuf> {
+    Ok(made()?.join(format!("disk-{RECIPE}.raw")))
+}
+
+/// The kernel and the initrd of that image.
+pub fn kernel() -> Result<[PathBuf; 2]> {
+    let cache = made()?;
+    Ok(["vmlinuz", "initrd"].map(|name| cache.join(format!("{name}-{RECIPE}"))))
+}
+
+/// The folder with all of them.
+fn made() -> Result<PathBuf> {
     let cache = target_dir().join("guest");
     fs::create_dir_all(&cache)?;
     // Tests run side by side in processes of their own; one of them builds.
@@ -72,12 +94,21 @@ pub fn disk_image() -> Result<PathBuf> {
     if !image.exists() {
         let work = tempfile::tempdir_in(&cache)?;
         let made = build(work.path()).context("cannot build the guest's disk image")?;
-        fs::rename(made, &image)?;
+        fs::copy(made.kernel, cache.join(format!("vmlinuz-{RECIPE}")))?;
+        fs::copy(made.initrd, cache.join(format!("initrd-{RECIPE}")))?;
+        fs::rename(made.disk, &image)?;
     }
-    Ok(image)
+    Ok(cache)
 }
 
-fn build(work: &Path) -> Result<PathBuf> {
+/// What is built.
+struct Made {
+    disk: PathBuf,
+    kernel: PathBuf,
+    initrd: PathBuf,
+}
+
+fn build(work: &Path) -> Result<Made> {
     for (tool, _) in need::TOOLS {
         if ["busybox", "cpio", "depmod", "xz", "mkfs", "sfdisk", "mformat", "syslinux", "mbr"]
             .iter()
@@ -99,7 +130,7 @@ fn build(work: &Path) -> Result<PathBuf> {
     // The boot code is the first 440 bytes; the table behind it is already there.
     let code = fs::read(need::tool("/usr/lib/syslinux/mbr/mbr.bin")?)?;
     disk.write_all_at(&code[..code.len().min(440)], 0)?;
-    Ok(image)
+    Ok(Made { disk: image, kernel: kernel.image, initrd })
 }
 
 struct Kernel {
@@ -155,6 +186,7 @@ fn initrd(work: &Path, kernel: &Kernel) -> Result<PathBuf> {
     }
     fs::copy("/bin/busybox", tree.join("bin/busybox"))?;
     script(&tree.join("init"), INITRD_INIT)?;
+    script(&tree.join("obey"), ROOT_INIT)?;
     let mut names = Vec::new();
     for path in load_order(kernel)? {
         let name = path.file_name().context("a module without a name")?.to_string_lossy();

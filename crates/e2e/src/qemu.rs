@@ -29,13 +29,19 @@ pub enum Disk {
     Raw(PathBuf),
     /// An NBD export behind a unix socket.
     Nbd { socket: PathBuf, export: String },
+    /// A vhost-user-blk device behind a unix socket. Its guest does not boot from it (see `guest`).
+    VhostUser { socket: PathBuf },
 }
 
+/// The guest's memory.
+const MEMORY: &str = "256M";
+
 impl Disk {
-    fn blockdev(&self) -> String {
+    /// QEMU's arguments for it.
+    fn arguments(&self) -> Result<Vec<String>> {
         // In QEMU's option syntax a comma inside a value is written twice.
         let quoted = |path: &Path| path.display().to_string().replace(',', ",,");
-        match self {
+        let node = match self {
             Self::Raw(path) => {
                 format!("driver=raw,node-name=disk,file.driver=file,file.filename={}", quoted(path))
             }
@@ -45,7 +51,31 @@ impl Disk {
                  reconnect-delay=120,discard=unmap",
                 quoted(socket)
             ),
-        }
+            Self::VhostUser { socket } => {
+                // reconnect: the device waits for the server to come back
+                let [kernel, initrd] = guest::kernel()?;
+                return Ok([
+                    "-kernel".to_owned(),
+                    kernel.display().to_string(),
+                    "-initrd".to_owned(),
+                    initrd.display().to_string(),
+                    "-append".to_owned(),
+                    "console=ttyS0 quiet loglevel=3 panic=-1 shale.live".to_owned(),
+                    "-object".to_owned(),
+                    format!("memory-backend-memfd,id=mem,share=on,size={MEMORY}"),
+                    "-machine".to_owned(),
+                    "memory-backend=mem".to_owned(),
+                    "-chardev".to_owned(),
+                    format!("socket,id=disk,path={},reconnect-ms=100", quoted(socket)),
+                    "-device".to_owned(),
+                    "vhost-user-blk-pci,chardev=disk,num-queues=2".to_owned(),
+                ]
+                .into());
+            }
+        };
+        Ok(["-blockdev", &node, "-device", "virtio-blk-pci,drive=disk,bootindex=1"]
+            .map(str::to_owned)
+            .into())
     }
 }
 
@@ -70,10 +100,9 @@ impl Guest {
         let begin = Instant::now();
         let mut qemu = Owned::spawn(
             Command::new(need::tool("/usr/bin/qemu-system-x86_64")?)
-                .args(["-machine", "pc", "-accel", accelerator, "-m", "256", "-smp", "1"])
+                .args(["-machine", "pc", "-accel", accelerator, "-m", MEMORY, "-smp", "1"])
                 .args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"])
-                .args(["-blockdev", &disk.blockdev()])
-                .args(["-device", "virtio-blk-pci,drive=disk,bootindex=1"])
+                .args(disk.arguments()?)
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped()),
@@ -122,7 +151,7 @@ impl Guest {
 
     /// Turns the guest off the clean way and waits for QEMU to end.
     pub fn power_off(mut self) -> Result<()> {
-        self.start("sync; umount -r / ; poweroff -f")?;
+        self.start("sync; umount /data; umount -r / ; poweroff -f")?;
         let status = self.qemu.wait(Duration::from_secs(60))?;
         if !status.success() {
             bail!("QEMU ended with {status}");

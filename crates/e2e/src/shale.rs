@@ -308,6 +308,13 @@ impl Shale {
         Connection::parse(uri)
     }
 
+    /// Connects it as a vhost-user-blk device.
+    pub fn connect_vhost_user(&self, volume: &str) -> Result<Disk> {
+        let answer = self.json(&["volume", "connect", volume, "--protocol", "vhost-user"])?;
+        let socket = answer["socket"].as_str().with_context(|| format!("no socket in {answer}"))?;
+        Ok(Disk::VhostUser { socket: socket.into() })
+    }
+
     pub fn disconnect(&self, volume: &str) -> Result<()> {
         self.cli(&["volume", "disconnect", volume]).map(drop)
     }

@@ -1,4 +1,4 @@
-//! NBD in front of any block device.
+//! NBD and vhost-user-blk in front of any block device.
 //!
 //! [`NbdServer`] serves [`io::BlockDevice`]s on one home thread, over unix sockets or loopback TCP.
 //! It speaks the fixed newstyle handshake with structured replies, extended headers, and the contexts
@@ -27,6 +27,7 @@ mod server;
 mod signal;
 mod socket;
 mod sparse;
+mod vhost;
 mod wire;
 
 #[cfg(test)]
@@ -39,4 +40,5 @@ pub use hub::{Counters, Export, Limits};
 pub use listen::ListenError;
 pub use server::{NameTaken, NbdServer, tcp_uri, unix_uri};
 pub use socket::{End, Socket};
+pub use vhost::VhostServer;
 pub use wire::{Errno, Framing, MAX_PAYLOAD};

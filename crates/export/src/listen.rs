@@ -60,8 +60,11 @@ pub enum ListenError {
         /// The address.
         address: SocketAddr,
     },
+    /// vhost-user passes descriptors, which only unix sockets do.
+    #[error("vhost-user is served on unix sockets only")]
+    UnixOnly,
     /// The server was closed.
-    #[error("the NBD server is closed")]
+    #[error("the server is closed")]
     Closed,
     /// The system said no.
     #[error("cannot listen on {what}: {source}")]

@@ -339,13 +339,22 @@ pub struct Connection {
     pub snapshot: Option<Uuid>,
     /// The protocol.
     pub protocol: Protocol,
-    /// What to give to a client, like `nbd+unix:///web?socket=/path`.
-    pub uri: String,
+    /// What to give to an NBD client, like `nbd+unix:///web?socket=/path`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uri: Option<String>,
     /// The socket's path; it stays the same over restarts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<String>,
     /// Whether writes are refused.
     pub read_only: bool,
+}
+
+impl Connection {
+    /// What a client is given: the URI, or the socket of a protocol that has none.
+    #[must_use]
+    pub fn place(&self) -> &str {
+        self.uri.as_deref().or(self.socket.as_deref()).unwrap_or_default()
+    }
 }
 
 /// A range of a volume.

@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 
+use model::Protocol;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -38,7 +39,7 @@ pub(crate) struct Entry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) snapshot: Option<Uuid>,
     pub(crate) read_only: bool,
-    pub(crate) protocol: String,
+    pub(crate) protocol: Protocol,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) socket: Option<PathBuf>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -91,6 +92,7 @@ mod tests {
     use super::{Entry, Phase, load, save};
     use crate::data_dir::DataDir;
     use crate::state::StateError;
+    use model::Protocol;
     use uuid::Uuid;
 
     #[test]
@@ -103,7 +105,7 @@ mod tests {
             datastore: Uuid::from_u128(2),
             snapshot: Some(Uuid::from_u128(3)),
             read_only: true,
-            protocol: "nbd".into(),
+            protocol: Protocol::Nbd,
             socket: Some("/run/x.sock".into()),
             tcp_port: None,
             generation: 7,

@@ -1,4 +1,4 @@
-//! A home thread: the disks that live on it, each with its NBD server. Everything of a disk happens
+//! A home thread: the disks that live on it, each with the server that guests reach it by. Everything of a disk happens
 //! here; the control thread only sends messages.
 
 use std::cell::{Cell, RefCell};
@@ -16,13 +16,13 @@ use disk::{
     Access, Disk, LogIdentity, LogState, NewLeaves, OpenChain, OpenError, Rules, SharedCache,
     Volume,
 };
-use export::{Export, NbdServer};
+use export::{Export, ListenError, NbdServer, VhostServer};
 use futures_util::future::{Either, select};
 use io::{
     BlockDevice, ByteRange, DeviceInfo, Extent, Io, IoError, IoErrorKind, LogMemory, Request,
     Result, Ring, ShmFile,
 };
-use model::{Code, Problem};
+use model::{Code, Problem, Protocol};
 use uuid::Uuid;
 
 use crate::problem::{Outcome, from_datastore, from_io};
@@ -69,6 +69,8 @@ pub(crate) struct Opening {
     pub(crate) log: Option<Log>,
     /// The export's name.
     pub(crate) name: String,
+    /// How guests reach it.
+    pub(crate) protocol: Protocol,
 }
 
 /// How a disk is doing.
@@ -81,9 +83,49 @@ pub(crate) struct Report {
     pub(crate) failed: bool,
 }
 
+/// What lets guests in.
+enum Server {
+    Nbd(NbdServer),
+    VhostUser(VhostServer),
+}
+
+impl Server {
+    fn new(protocol: Protocol, ring: &Ring, export: Export, id: Uuid) -> Self {
+        match protocol {
+            Protocol::Nbd => Self::Nbd(NbdServer::new(ring, export)),
+            Protocol::VhostUser => {
+                // stays the same when the volume is renamed, and differs in what a guest sees of it
+                let serial = id.simple().to_string();
+                Self::VhostUser(VhostServer::new(ring, export, serial))
+            }
+        }
+    }
+
+    /// Returns the port where it is TCP.
+    fn listen(&self, place: &Place) -> std::result::Result<Option<u16>, ListenError> {
+        match (self, place) {
+            (Self::Nbd(server), Place::Socket(path)) => server.listen_unix(path).map(|()| None),
+            (Self::Nbd(server), Place::Tcp(port)) => server
+                .listen_tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, *port)))
+                .map(|address| Some(address.port())),
+            (Self::VhostUser(server), Place::Socket(path)) => {
+                server.listen_unix(path).map(|()| None)
+            }
+            (Self::VhostUser(_), Place::Tcp(_)) => Err(ListenError::UnixOnly),
+        }
+    }
+
+    async fn close(&self) {
+        match self {
+            Self::Nbd(server) => server.close().await,
+            Self::VhostUser(server) => server.close().await,
+        }
+    }
+}
+
 struct Served {
     disk: Volume,
-    server: NbdServer,
+    server: Server,
     store: DirStore,
     datastore: Uuid,
     failed: Rc<Cell<bool>>,
@@ -172,7 +214,7 @@ impl Home {
         };
         let served = Served {
             disk,
-            server: NbdServer::new(&self.ring, export),
+            server: Server::new(opening.protocol, &self.ring, export, opening.id),
             store,
             datastore: opening.datastore.identity().uuid,
             failed,
@@ -217,14 +259,7 @@ impl Home {
     /// Lets clients in; returns the port where it is TCP.
     pub(crate) fn listen(&self, id: Uuid, place: &Place) -> Outcome<Option<u16>> {
         let served = self.served(id).map_err(|error| from_io(&error))?;
-        let listening = match place {
-            Place::Socket(path) => served.server.listen_unix(path).map(|()| None),
-            Place::Tcp(port) => served
-                .server
-                .listen_tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, *port)))
-                .map(|address| Some(address.port())),
-        };
-        listening.map_err(|error| {
+        served.server.listen(place).map_err(|error| {
             Problem::new(Code::IoError, format!("{error}."))
                 .hint("see that nothing else listens there, then try again")
         })

@@ -107,7 +107,7 @@ impl Row for Volume {
             optional(self.origin.as_ref(), |o| {
                 o.name.as_ref().map_or_else(|| o.id.to_string(), ToString::to_string)
             }),
-            optional(self.connections.first(), |c| c.uri.clone()),
+            optional(self.connections.first(), |c| c.place().to_owned()),
             self.waiting_merges.to_string(),
             optional(self.schedule.as_ref(), rules),
             optional(self.next_snapshot, time),

@@ -124,15 +124,9 @@ impl Control {
     ) -> Outcome<Value> {
         let (store, record) = self.find(volume)?;
         let opened = store.opened()?;
-        if request.protocol != Protocol::Nbd {
-            return Err(Problem::new(
-                Code::Unsupported,
-                format!(
-                    "{} cannot be connected over {}: it is not built yet.",
-                    record.name, request.protocol
-                ),
-            )
-            .hint("connect it with --protocol nbd"));
+        if request.protocol == Protocol::VhostUser && request.tcp {
+            let detail = "vhost-user shares the guest's memory, so it has a unix socket only.";
+            return Err(Problem::new(Code::BadRequest, detail).hint("leave out --tcp"));
         }
         let snapshot =
             request.snapshot.as_ref().map(|wanted| find_snapshot(&record, wanted)).transpose()?;
@@ -179,7 +173,7 @@ impl Control {
             datastore: store.id(),
             snapshot,
             read_only: plan.read_only,
-            protocol: request.protocol.to_string(),
+            protocol: request.protocol,
             socket: match &place {
                 Place::Socket(path) => Some(path.clone()),
                 Place::Tcp(_) => None,
@@ -209,7 +203,8 @@ impl Control {
     ) -> Outcome<Rc<Link>> {
         let id = entry.id();
         let home = self.quietest_home();
-        if let Err(problem) = self.open_chain(opened, plan, id, name, home).await {
+        if let Err(problem) = self.open_chain(opened, plan, id, (name, entry.protocol), home).await
+        {
             self.release(&opened.catalog, plan).await;
             return Err(problem);
         }
@@ -253,7 +248,7 @@ impl Control {
         opened: &Opened,
         plan: &ConnectPlan,
         id: Uuid,
-        name: &str,
+        (name, protocol): (&str, Protocol),
         home: usize,
     ) -> Outcome<()> {
         let path = |segment| self.shared.data.log(plan.volume, segment);
@@ -278,6 +273,7 @@ impl Control {
             keep_space: plan.reserves,
             log,
             name: name.to_owned(),
+            protocol,
         };
         self.home(home)
             .call(move |home| async move { home.open(opening).await })
@@ -608,7 +604,9 @@ impl Control {
         };
         let home = self.quietest_home();
         let export = entry.export.as_ref().unwrap_or(&record.name);
-        if let Err(problem) = self.open_chain(opened, &plan, entry.id(), export, home).await {
+        if let Err(problem) =
+            self.open_chain(opened, &plan, entry.id(), (export, entry.protocol), home).await
+        {
             self.release(&opened.catalog, &plan).await;
             return Err(problem);
         }
@@ -649,7 +647,9 @@ impl Control {
             return Ok(());
         }
         let home = self.quietest_home();
-        if let Err(problem) = self.open_chain(opened, plan, id, "recovery", home).await {
+        if let Err(problem) =
+            self.open_chain(opened, plan, id, ("recovery", Protocol::Nbd), home).await
+        {
             self.release(&opened.catalog, plan).await;
             return Err(problem);
         }

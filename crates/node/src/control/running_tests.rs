@@ -72,6 +72,7 @@ fn close_behind_a_gate(fate: Fate) -> io::Result<()> {
                 state: LogState::Clean,
             }),
             name: "db".to_owned(),
+            protocol: model::Protocol::Nbd,
         };
         home.call(|home| async move { home.open(opening).await }).await.unwrap().unwrap();
         if fate != Fate::NotPrepared {

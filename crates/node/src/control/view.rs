@@ -227,14 +227,19 @@ impl Control {
             found.map_or_else(|| entry.volume.to_string(), |(_, record)| record.name)
         });
         let socket = entry.socket.as_ref().map(|path| path.display().to_string());
-        let uri = match (&socket, entry.tcp_port) {
-            (Some(path), _) => format!("nbd+unix:///{name}?socket={}", percent_encoded(path)),
-            (None, port) => format!("nbd://127.0.0.1:{}/{name}", port.unwrap_or_default()),
+        let uri = match (entry.protocol, &socket, entry.tcp_port) {
+            (Protocol::VhostUser, _, _) => None,
+            (Protocol::Nbd, Some(path), _) => {
+                Some(format!("nbd+unix:///{name}?socket={}", percent_encoded(path)))
+            }
+            (Protocol::Nbd, None, port) => {
+                Some(format!("nbd://127.0.0.1:{}/{name}", port.unwrap_or_default()))
+            }
         };
         Connection {
             volume: entry.volume,
             snapshot: entry.snapshot,
-            protocol: Protocol::Nbd,
+            protocol: entry.protocol,
             uri,
             socket,
             read_only: entry.read_only,

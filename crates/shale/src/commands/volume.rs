@@ -73,9 +73,9 @@ impl Session {
                 };
                 let result = task.result.clone().unwrap_or_default();
                 match serde_json::from_value::<Connection>(result) {
-                    Ok(connection) => {
-                        output::object(self.format, &connection, || connection.uri.clone() + "\n")
-                    }
+                    Ok(connection) => output::object(self.format, &connection, || {
+                        connection.place().to_owned() + "\n"
+                    }),
                     Err(_another_version) => output::row(self.format, &task),
                 }
             }

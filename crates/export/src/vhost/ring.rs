@@ -1,0 +1,705 @@
+//! One virtqueue: takes what the guest offers, runs it against the device, and answers.
+//!
+//! ```text
+//!   kick ─► pump: all that is offered ─► one task a request ─► device
+//!            ▲ asks for a kick again, looks once more              │
+//!            └─ sleeps                    used ring, in flight ◄───┘
+//!                                             └─► notifier: one call for all that ended together
+//! ```
+//!
+//! The guest writes the rings while they are read, and may write anything: what cannot be followed breaks
+//! this queue, and only it. A queue has at most as many requests in flight as descriptors, whatever it offers.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::future::{Either, join_all, select};
+use io::{
+    BlockDevice, ByteOffset, Durability, Effort, IoBuf, IoError, RawIov, Request, Ring, Task,
+};
+use virtio_queue::{Queue, QueueOwnedT as _, QueueT as _};
+use vm_memory::GuestAddress;
+
+use super::blk::{self, Asked, Status};
+use super::chain::Descriptors;
+use super::dirty::DirtyLog;
+use super::inflight::Inflight;
+use super::memory::GuestMemory;
+use super::turn::Turn;
+use crate::signal::Signal;
+
+/// Pieces of a request at most. What is longer is answered with an error.
+const MAX_PIECES: usize = 1024;
+/// How long a queue that stops waits for writes: those that wait for space may do so for ever, and the
+/// front end's guest with them.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// What the queues of a connection share.
+pub(crate) struct Shared {
+    pub(crate) ring: Ring,
+    pub(crate) device: Rc<dyn BlockDevice>,
+    /// Identifies the disk to its guest.
+    pub(crate) serial: String,
+    pub(crate) read_only: bool,
+    pub(crate) memory: RefCell<Rc<GuestMemory>>,
+    /// Where written pages are noted, while the guest is being moved.
+    pub(crate) log: RefCell<Option<Rc<DirtyLog>>>,
+    pub(crate) inflight: RefCell<Option<Rc<Inflight>>>,
+    /// Writes are durable before they are answered: the guest flushes nothing (rule D7).
+    pub(crate) write_through: Cell<bool>,
+    pub(crate) event_idx: Cell<bool>,
+    /// Only one connection's queues run at a time.
+    pub(crate) turn: Turn,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("serial", &self.serial).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn memory(&self) -> Rc<GuestMemory> {
+        Rc::clone(&self.memory.borrow())
+    }
+}
+
+/// A request under way.
+struct UnderWay {
+    task: Task<()>,
+    /// It may wait for space, and goes on by itself if it is let go.
+    writes: bool,
+    status: IoBuf,
+}
+
+struct State {
+    queue: Queue,
+    kick: Option<Rc<OwnedFd>>,
+    call: Option<Rc<OwnedFd>>,
+    /// Started by the front end, and not stopped.
+    running: bool,
+    enabled: bool,
+    /// Counts the starts: what served an earlier one ends.
+    run: u64,
+    /// Nothing more is taken: the guest's rings cannot be followed.
+    broken: bool,
+    /// Where the front end wants to go on; what is in flight may change it.
+    base: u16,
+    /// Guest address under which changes of the used ring are logged.
+    used_log: Option<u64>,
+    /// By head.
+    under_way: Vec<Option<UnderWay>>,
+    in_flight: usize,
+    counter: u64,
+}
+
+/// A virtqueue.
+pub(crate) struct Vring {
+    index: u16,
+    shared: Rc<Shared>,
+    state: RefCell<State>,
+    /// The state changed.
+    changed: Signal,
+    /// Answers wait to be told, and a task that will.
+    to_tell: Cell<bool>,
+}
+
+impl fmt::Debug for Vring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.borrow();
+        f.debug_struct("Vring")
+            .field("index", &self.index)
+            .field("running", &state.running)
+            .field("in_flight", &state.in_flight)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a queue is not set up as asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RingError {
+    #[error("queue {0} is running")]
+    Running(u16),
+    #[error("a queue of {0} descriptors: it must be a power of two of at most {max}", max = blk::QUEUE_SIZE)]
+    Size(u32),
+    #[error(
+        "the guest's memory is not shared with this process; start QEMU with \
+         -object memory-backend-memfd,id=mem,share=on,size=... -machine memory-backend=mem"
+    )]
+    Private,
+    #[error("queue {0} lies outside the guest's memory")]
+    Outside(u16),
+    #[error("queue {0} is not covered by the memory for requests in flight")]
+    Uncovered(u16),
+}
+
+/// What a request's descriptors describe.
+struct Buffers {
+    /// What the guest wrote, its header left out.
+    out: IoBuf,
+    /// What the guest gets, the status left out.
+    into: IoBuf,
+    status: IoBuf,
+    asked: Asked,
+}
+
+/// What is done for a request.
+enum Work {
+    Device(Request),
+    Several(Vec<Request>),
+    Done(Status),
+}
+
+impl Vring {
+    pub(crate) fn new(index: u16, shared: &Rc<Shared>) -> Rc<Self> {
+        let queue = Queue::new(blk::QUEUE_SIZE).expect("a power of two");
+        Rc::new(Self {
+            index,
+            shared: Rc::clone(shared),
+            state: RefCell::new(State {
+                queue,
+                kick: None,
+                call: None,
+                running: false,
+                run: 0,
+                enabled: false,
+                broken: false,
+                base: 0,
+                used_log: None,
+                under_way: Vec::new(),
+                in_flight: 0,
+                counter: 0,
+            }),
+            changed: Signal::default(),
+            to_tell: Cell::new(false),
+        })
+    }
+
+    // --- what the front end says ---
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.state.borrow().running
+    }
+
+    pub(crate) fn set_size(&self, size: u32) -> Result<(), RingError> {
+        let mut state = self.state.borrow_mut();
+        if state.running {
+            return Err(RingError::Running(self.index));
+        }
+        let fits = u16::try_from(size).ok().filter(|size| size.is_power_of_two());
+        let size = fits.filter(|size| *size <= blk::QUEUE_SIZE).ok_or(RingError::Size(size))?;
+        state.queue.set_size(size);
+        Ok(())
+    }
+
+    /// The ring's parts, by the addresses that the front end sees them at. A running queue may be told
+    /// again, with another log.
+    pub(crate) fn set_addresses(
+        &self,
+        [descriptors, available, used]: [u64; 3],
+        used_log: Option<u64>,
+    ) -> Result<(), RingError> {
+        let memory = self.shared.memory();
+        if memory.is_empty() {
+            return Err(RingError::Private);
+        }
+        let guest = |user| memory.guest_address(user).ok_or(RingError::Outside(self.index));
+        let addresses = [guest(descriptors)?, guest(available)?, guest(used)?];
+        let mut state = self.state.borrow_mut();
+        state.used_log = used_log;
+        let now = [state.queue.desc_table(), state.queue.avail_ring(), state.queue.used_ring()];
+        if now == addresses {
+            return Ok(());
+        }
+        if state.running {
+            return Err(RingError::Running(self.index));
+        }
+        let [descriptors, available, used] = addresses.map(GuestAddress);
+        let queue = &mut state.queue;
+        queue
+            .try_set_desc_table_address(descriptors)
+            .and_then(|()| queue.try_set_avail_ring_address(available))
+            .and_then(|()| queue.try_set_used_ring_address(used))
+            .map_err(|_crooked| RingError::Outside(self.index))
+    }
+
+    pub(crate) fn set_base(&self, base: u16) -> Result<(), RingError> {
+        let mut state = self.state.borrow_mut();
+        if state.running {
+            return Err(RingError::Running(self.index));
+        }
+        state.base = base;
+        Ok(())
+    }
+
+    pub(crate) fn set_call(self: &Rc<Self>, call: Option<Rc<OwnedFd>>) {
+        self.state.borrow_mut().call = call;
+        // what ended before may have been told to nobody
+        self.tell();
+    }
+
+    pub(crate) fn enable(&self, enabled: bool) {
+        self.state.borrow_mut().enabled = enabled;
+        self.changed.wake();
+    }
+
+    /// The queue's kick: with it a queue that does not run starts.
+    pub(crate) fn start(self: &Rc<Self>, kick: Option<Rc<OwnedFd>>) -> Result<(), RingError> {
+        let memory = self.shared.memory();
+        let mut state = self.state.borrow_mut();
+        state.kick = kick;
+        if state.running {
+            drop(state);
+            self.changed.wake();
+            return Ok(());
+        }
+        if memory.is_empty() {
+            return Err(RingError::Private);
+        }
+        state.queue.set_ready(true);
+        if !state.queue.is_valid(memory.map()) {
+            return Err(RingError::Outside(self.index));
+        }
+        let size = state.queue.size();
+        if self.shared.inflight.borrow().as_ref().is_some_and(|i| !i.covers(self.index, size)) {
+            return Err(RingError::Uncovered(self.index));
+        }
+        state.running = true;
+        state.run += 1;
+        let run = state.run;
+        state.broken = false;
+        state.under_way.clear();
+        state.under_way.resize_with(usize::from(size), || None);
+        drop(state);
+        drop(self.shared.ring.local().spawn(Rc::clone(self).pump(run)));
+        Ok(())
+    }
+
+    /// Stops: what is in flight is answered, but for writes that wait for too long. Those stay noted as in
+    /// flight, to be done again when the queue starts once more; where nothing is noted, they fail.
+    pub(crate) async fn stop(self: &Rc<Self>) -> u16 {
+        self.halt();
+        {
+            let ended = self.changed.until(|| self.state.borrow().in_flight == 0);
+            let grace = self.shared.ring.local().sleep(GRACE);
+            let _either = select(pin!(ended), grace).await;
+        }
+        self.let_writes_go();
+        self.changed.until(|| self.state.borrow().in_flight == 0).await;
+        self.state.borrow().queue.next_avail()
+    }
+
+    /// The front end is gone: nobody waits for an answer. Returns when nothing is read into its memory
+    /// any more; the device ends the writes that it has begun before anything new (rule P4).
+    pub(crate) async fn end(self: &Rc<Self>) {
+        self.halt();
+        self.let_writes_go();
+        self.changed.until(|| self.state.borrow().in_flight == 0).await;
+    }
+
+    fn halt(&self) {
+        self.state.borrow_mut().running = false;
+        self.changed.wake();
+    }
+
+    fn let_writes_go(self: &Rc<Self>) {
+        let noted = self.shared.inflight.borrow().is_some();
+        let heads = 0..self.state.borrow().under_way.len();
+        for head in heads {
+            let mut state = self.state.borrow_mut();
+            let writes = state.under_way[head].take_if(|under_way| under_way.writes);
+            let Some(UnderWay { task, status, .. }) = writes else { continue };
+            state.in_flight -= 1;
+            drop(state);
+            task.abort();
+            let head = u16::try_from(head).expect("a queue has 16-bit heads");
+            if !noted {
+                status.write_at(0, &[Status::Error.byte()]);
+                self.put_used(head, 1);
+            }
+        }
+        self.changed.wake();
+    }
+
+    // --- the guest's side ---
+
+    async fn pump(self: Rc<Self>, run: u64) {
+        let goes_on = || {
+            let state = self.state.borrow();
+            state.running && state.run == run && !state.broken
+        };
+        let has_room = || {
+            let state = self.state.borrow();
+            state.enabled && state.in_flight < usize::from(state.queue.size())
+        };
+        self.changed.until(|| !goes_on() || has_room()).await;
+        self.shared.turn.take(|| !goes_on(), &self.changed).await;
+        if !goes_on() {
+            return;
+        }
+        self.resume();
+        while goes_on() {
+            if !has_room() {
+                self.changed.until(|| !goes_on() || has_room()).await;
+            } else if self.take_offered() && self.nothing_more() {
+                self.kicked(&goes_on).await;
+            } else {
+                // others have their turn, however fast this guest is
+                self.shared.ring.local().yield_now().await;
+            }
+        }
+    }
+
+    /// Takes up the used ring where it stands, and does again what was left unanswered.
+    fn resume(self: &Rc<Self>) {
+        let memory = self.shared.memory();
+        let inflight = self.shared.inflight.borrow().clone();
+        let mut state = self.state.borrow_mut();
+        let Ok(used) = state.queue.used_idx(memory.map(), Ordering::Acquire) else {
+            drop(state);
+            return self.breaks("its used ring cannot be read");
+        };
+        let used = used.0;
+        state.queue.set_event_idx(self.shared.event_idx.get());
+        state.queue.set_next_used(used);
+        let again = inflight.as_ref().map(|i| i.resume(self.index, used)).unwrap_or_default();
+        let size = state.queue.size();
+        let again: Vec<u16> = again.into_iter().filter(|head| *head < size).collect();
+        let next = match &inflight {
+            Some(inflight) => {
+                state.counter = inflight.newest(self.index);
+                used.wrapping_add(u16::try_from(again.len()).expect("at most a queue's size"))
+            }
+            None => state.base,
+        };
+        state.queue.set_next_avail(next);
+        drop(state);
+        for head in again {
+            self.begin(&memory, head);
+        }
+        // it may wait for what ended before
+        self.tell();
+    }
+
+    /// Begins all that is offered, as far as there is room; true if there was room for all.
+    fn take_offered(self: &Rc<Self>) -> bool {
+        let memory = self.shared.memory();
+        let mut offered: Vec<u16> = Vec::new();
+        let room = {
+            let mut state = self.state.borrow_mut();
+            let room = usize::from(state.queue.size()) - state.in_flight;
+            match state.queue.iter(memory.map()) {
+                Ok(chains) => offered.extend(chains.take(room).map(|chain| chain.head_index())),
+                Err(error) => {
+                    drop(state);
+                    self.breaks(&error.to_string());
+                    return true;
+                }
+            }
+            room
+        };
+        let all = offered.len() < room;
+        for head in offered {
+            self.begin(&memory, head);
+        }
+        all
+    }
+
+    /// Asks to be kicked, and looks whether something came meanwhile.
+    fn nothing_more(&self) -> bool {
+        let memory = self.shared.memory();
+        let asked = self.state.borrow_mut().queue.enable_notification(memory.map());
+        self.log_used_ring();
+        match asked {
+            Ok(more) => !more,
+            Err(error) => {
+                self.breaks(&error.to_string());
+                true
+            }
+        }
+    }
+
+    /// Waits for a kick, or for anything that makes waiting for it wrong.
+    async fn kicked(&self, goes_on: impl Fn() -> bool) {
+        let kick = self.state.borrow().kick.clone();
+        let stale = || {
+            let state = self.state.borrow();
+            let same = match (&state.kick, &kick) {
+                (Some(now), Some(then)) => Rc::ptr_eq(now, then),
+                (None, None) => true,
+                _ => false,
+            };
+            !same || !state.enabled || !goes_on()
+        };
+        let Some(kick) = &kick else { return self.changed.until(stale).await };
+        let readable = pin!(self.shared.ring.poll_readable(kick));
+        let changed = pin!(self.changed.until(stale));
+        if let Either::Left((Err(error), _)) = select(readable, changed).await {
+            self.breaks(&format!("its kick cannot be waited for: {error}"));
+        }
+        // does not block: it was made so when it came
+        let _taken_or_nothing = rustix::io::read(kick, &mut [0; 8]);
+    }
+
+    fn breaks(&self, why: &str) {
+        tracing::warn!(
+            disk = self.shared.serial,
+            queue = self.index,
+            why,
+            "a guest's queue cannot be followed"
+        );
+        self.state.borrow_mut().broken = true;
+        self.changed.wake();
+    }
+
+    // --- one request ---
+
+    fn begin(self: &Rc<Self>, memory: &Rc<GuestMemory>, head: u16) {
+        let at = usize::from(head);
+        let (table, size) = {
+            let mut state = self.state.borrow_mut();
+            match state.under_way.get(at) {
+                Some(None) => {}
+                Some(Some(_)) => {
+                    drop(state);
+                    return self.breaks("it offers a descriptor that is in use");
+                }
+                None => {
+                    drop(state);
+                    return self.breaks("it offers a descriptor that does not exist");
+                }
+            }
+            state.counter += 1;
+            state.in_flight += 1;
+            if let Some(inflight) = &*self.shared.inflight.borrow() {
+                inflight.begin(self.index, head, state.counter);
+            }
+            (GuestAddress(state.queue.desc_table()), state.queue.size())
+        };
+        let descriptors = Descriptors::of(memory.map(), table, size, head);
+        let Some(buffers) = understand(memory, descriptors) else {
+            // without a place for its status there is nothing to tell
+            return self.ended(head, 0);
+        };
+        let writes = !matches!(buffers.asked, Asked::Read(_) | Asked::Identify | Asked::Unknown);
+        let work = self.work(&buffers);
+        let Buffers { into, status, .. } = buffers;
+        let (this, memory, for_status) = (Rc::clone(self), Rc::clone(memory), status.clone());
+        let task = self.shared.ring.local().spawn(async move {
+            let outcome = match work {
+                Work::Done(outcome) => outcome,
+                Work::Device(request) => outcome(this.shared.device.submit(request).await),
+                Work::Several(requests) => {
+                    let all =
+                        requests.into_iter().map(|request| this.shared.device.submit(request));
+                    outcome(join_all(all).await.into_iter().collect())
+                }
+            };
+            status.write_at(0, &[outcome.byte()]);
+            let got = if outcome == Status::Ok { into.len() } else { 0 };
+            if let Some(log) = &*this.shared.log.borrow() {
+                memory.log(log, &into.slice(0, got));
+                memory.log(log, &status);
+            }
+            this.ended(head, u32::try_from(got + 1).unwrap_or(u32::MAX));
+        });
+        self.state.borrow_mut().under_way[at] = Some(UnderWay { task, writes, status: for_status });
+    }
+
+    fn work(&self, buffers: &Buffers) -> Work {
+        let Buffers { out, into, asked, .. } = buffers;
+        let durability = match self.shared.write_through.get() {
+            true => Durability::Durable,
+            false => Durability::Cached,
+        };
+        let changes = matches!(asked, Asked::Write(_) | Asked::Clear { .. });
+        if changes && self.shared.read_only {
+            return Work::Done(Status::Error);
+        }
+        match *asked {
+            Asked::Read(_) if into.is_empty() => Work::Done(Status::Ok),
+            Asked::Write(_) if out.is_empty() => Work::Done(Status::Ok),
+            Asked::Read(at) => {
+                split_by(self.longest(), at, into, |at, into| Request::Read { at, into })
+            }
+            Asked::Write(at) => split_by(self.longest(), at, out, |at, from| Request::Write {
+                at,
+                from,
+                durability,
+            }),
+            Asked::Flush => Work::Device(Request::Flush),
+            Asked::Clear { zeroes } => {
+                if out.len() > blk::RANGES_LEN {
+                    return Work::Done(Status::Error);
+                }
+                match blk::ranges(&out.to_vec(), zeroes) {
+                    Ok(ranges) => {
+                        let some = ranges.into_iter().filter(|(range, _)| range.len.0 > 0);
+                        let clear = |(range, how)| Request::Clear {
+                            range,
+                            how,
+                            effort: Effort::Any,
+                            durability,
+                        };
+                        Work::Several(some.map(clear).collect())
+                    }
+                    Err(status) => Work::Done(status),
+                }
+            }
+            Asked::Identify => {
+                let mut id = [0; blk::ID_LEN];
+                let text = self.shared.serial.as_bytes();
+                let len = text.len().min(id.len());
+                id[..len].copy_from_slice(&text[..len]);
+                into.write_at(0, &id[..into.len().min(id.len())]);
+                Work::Done(Status::Ok)
+            }
+            Asked::Unknown => Work::Done(Status::Unsupported),
+        }
+    }
+
+    fn longest(&self) -> usize {
+        self.shared.device.info().max_io as usize
+    }
+
+    /// A request ended; `written` bytes were written for it.
+    fn ended(self: &Rc<Self>, head: u16, written: u32) {
+        {
+            let mut state = self.state.borrow_mut();
+            let own = state.under_way.get_mut(usize::from(head)).and_then(Option::take);
+            state.in_flight -= 1;
+            drop(state);
+            // of a task that ends itself just now: nothing is cut short
+            drop(own);
+        }
+        self.put_used(head, written);
+        self.changed.wake();
+    }
+
+    fn put_used(self: &Rc<Self>, head: u16, written: u32) {
+        let memory = self.shared.memory();
+        let inflight = self.shared.inflight.borrow().clone();
+        if let Some(inflight) = &inflight {
+            inflight.answering(self.index, head);
+        }
+        let put = {
+            let mut state = self.state.borrow_mut();
+            let put = state.queue.add_used(memory.map(), head, written);
+            put.map(|()| state.queue.next_used())
+        };
+        match put {
+            Ok(used) => {
+                if let Some(inflight) = &inflight {
+                    inflight.answered(self.index, head, used);
+                }
+            }
+            Err(error) => self.breaks(&error.to_string()),
+        }
+        self.log_used_ring();
+        self.tell();
+    }
+
+    /// The used ring is memory of the guest's, too.
+    fn log_used_ring(&self) {
+        if let Some(log) = &*self.shared.log.borrow() {
+            let state = self.state.borrow();
+            if let Some(at) = state.used_log {
+                log.mark(at, 8 * u64::from(state.queue.size()) + 6);
+            }
+        }
+    }
+
+    // --- calls ---
+
+    /// Tells the guest that requests ended: once for all that end before others have their turn.
+    fn tell(self: &Rc<Self>) {
+        if !self.to_tell.replace(true) {
+            let this = Rc::clone(self);
+            drop(self.shared.ring.local().spawn(async move {
+                this.to_tell.set(false);
+                this.call().await;
+            }));
+        }
+    }
+
+    async fn call(&self) {
+        let memory = self.shared.memory();
+        let call = {
+            let mut state = self.state.borrow_mut();
+            if state.queue.needs_notification(memory.map()).unwrap_or(true) {
+                state.call.clone()
+            } else {
+                None
+            }
+        };
+        let Some(call) = call else { return };
+        let one = 1_u64.to_ne_bytes();
+        let blocks = rustix::fs::fcntl_getfl(&call)
+            .is_ok_and(|flags| !flags.contains(rustix::fs::OFlags::NONBLOCK));
+        // A full counter wakes its reader as well. Writing to one that blocks is the kernel's to wait for.
+        if blocks {
+            let _full = self.shared.ring.write(&call, 0, &IoBuf::copied(&one), false).await;
+        } else {
+            let _full = rustix::io::write(&call, &one);
+        }
+    }
+}
+
+fn outcome(result: Result<(), IoError>) -> Status {
+    match result {
+        Ok(()) => Status::Ok,
+        Err(error) => {
+            tracing::debug!(%error, "a request failed");
+            Status::Error
+        }
+    }
+}
+
+/// One request, or several where the device does not take so much at once.
+fn split_by(
+    longest: usize,
+    at: ByteOffset,
+    buffer: &IoBuf,
+    request: impl Fn(ByteOffset, IoBuf) -> Request,
+) -> Work {
+    if buffer.len() <= longest {
+        return Work::Device(request(at, buffer.clone()));
+    }
+    let piece = |from: usize| {
+        let at = ByteOffset(at.0.saturating_add(from as u64));
+        request(at, buffer.slice(from, longest.min(buffer.len() - from)))
+    };
+    Work::Several((0..buffer.len()).step_by(longest).map(piece).collect())
+}
+
+/// Follows a request's descriptors. None: they lead nowhere, or have no place for a status.
+fn understand(memory: &Rc<GuestMemory>, descriptors: Descriptors<'_>) -> Option<Buffers> {
+    let (mut out, mut into): (Vec<RawIov>, Vec<RawIov>) = (Vec::new(), Vec::new());
+    for descriptor in descriptors {
+        let len = descriptor.len() as usize;
+        let pieces = if descriptor.is_write_only() { &mut into } else { &mut out };
+        if !memory.pieces(descriptor.addr().0, len, pieces) || out.len() + into.len() > MAX_PIECES {
+            return None;
+        }
+    }
+    let (out, into) = (memory.buffer(&out), memory.buffer(&into));
+    let data = into.len().checked_sub(1)?;
+    let status = into.slice(data, 1);
+    let into = into.slice(0, data);
+    let asked = match out.len().checked_sub(blk::HEADER_LEN) {
+        Some(_) => {
+            let mut header = [0; blk::HEADER_LEN];
+            out.read_at(0, &mut header);
+            blk::asked(&header)
+        }
+        None => Asked::Unknown,
+    };
+    let header = out.len().min(blk::HEADER_LEN);
+    let out = out.slice(header, out.len() - header);
+    Some(Buffers { out, into, status, asked })
+}

@@ -1,0 +1,60 @@
+//! Only one connection's queues run at a time: a guest that moves between two QEMU processes, or comes back,
+//! is written by the new one when all of the old one's requests have ended.
+
+use std::cell::Cell;
+use std::pin::pin;
+use std::rc::Rc;
+
+use futures_util::future::select;
+
+use crate::signal::Signal;
+
+#[derive(Debug, Default)]
+struct Holder {
+    connection: Cell<Option<u64>>,
+    freed: Signal,
+}
+
+/// A connection's share in a device.
+#[derive(Clone, Debug)]
+pub(crate) struct Turn {
+    holder: Rc<Holder>,
+    connection: u64,
+}
+
+/// Where turns come from.
+#[derive(Debug, Default)]
+pub(crate) struct Turns(Rc<Holder>);
+
+impl Turns {
+    pub(crate) fn of(&self, connection: u64) -> Turn {
+        Turn { holder: Rc::clone(&self.0), connection }
+    }
+}
+
+impl Turn {
+    fn try_take(&self) -> bool {
+        match self.holder.connection.get() {
+            None => {
+                self.holder.connection.set(Some(self.connection));
+                true
+            }
+            Some(holder) => holder == self.connection,
+        }
+    }
+
+    /// Waits until it is this connection's turn, or `given_up`, which is looked at when `changed` says so.
+    pub(crate) async fn take(&self, given_up: impl Fn() -> bool, changed: &Signal) {
+        let turn = pin!(self.holder.freed.until(|| given_up() || self.try_take()));
+        let given_up = pin!(changed.until(&given_up));
+        let _either = select(turn, given_up).await;
+    }
+
+    /// None of the connection's queues runs, and nothing of it is under way.
+    pub(crate) fn give_back(&self) {
+        if self.holder.connection.get() == Some(self.connection) {
+            self.holder.connection.set(None);
+            self.holder.freed.wake();
+        }
+    }
+}
