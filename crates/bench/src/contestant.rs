@@ -72,6 +72,30 @@ pub(crate) fn daemon(format: Format, dir: &Path, size: u64, cache: Cache) -> Res
     serve_image(format, &image, cache)
 }
 
+/// qemu-storage-daemon with an image as its node `disk`.
+fn storage_daemon(format: Format, image: &Path, cache: Cache, exports: &[&str]) -> Result<Owned> {
+    let direct = match cache {
+        Cache::Direct => "on",
+        Cache::Buffered => "off",
+    };
+    let file = format!(
+        "driver=file,node-name=file,filename={},cache.direct={direct},aio=io_uring,discard=unmap",
+        image.display()
+    );
+    let disk = format!(
+        "driver={},node-name=disk,file=file,cache.direct={direct},discard=unmap",
+        format.name()
+    );
+    Owned::spawn(
+        Command::new(need::tool("/usr/bin/qemu-storage-daemon")?)
+            .args(["--blockdev", &file, "--blockdev", &disk])
+            .args(exports)
+            .stdin(Stdio::null())
+            // It says so whenever a client just closes its socket, as fio does.
+            .stderr(Stdio::null()),
+    )
+}
+
 pub(crate) fn create_image(
     format: Format,
     image: &Path,
@@ -90,27 +114,10 @@ pub(crate) fn create_image(
 pub(crate) fn serve_image(format: Format, image: &Path, cache: Cache) -> Result<Served> {
     let socket = image.with_extension(format!("{}.sock", format.name()));
     drop(std::fs::remove_file(&socket));
-    let direct = match cache {
-        Cache::Direct => "on",
-        Cache::Buffered => "off",
-    };
-    let file = format!(
-        "driver=file,node-name=file,filename={},cache.direct={direct},aio=io_uring,discard=unmap",
-        image.display()
-    );
-    let disk = format!(
-        "driver={},node-name=disk,file=file,cache.direct={direct},discard=unmap",
-        format.name()
-    );
     let server = format!("addr.type=unix,addr.path={}", socket.display());
-    let process = Owned::spawn(
-        Command::new(need::tool("/usr/bin/qemu-storage-daemon")?)
-            .args(["--blockdev", &file, "--blockdev", &disk, "--nbd-server", &server])
-            .args(["--export", "type=nbd,id=export,node-name=disk,name=disk,writable=on"])
-            .stdin(Stdio::null())
-            // It says so whenever a client just closes its socket, as fio does.
-            .stderr(Stdio::null()),
-    )?;
+    let export = "type=nbd,id=export,node-name=disk,name=disk,writable=on";
+    let arguments = ["--nbd-server", &server, "--export", export];
+    let process = storage_daemon(format, image, cache, &arguments)?;
     poll_until(
         Duration::from_secs(10),
         || Ok(std::os::unix::net::UnixStream::connect(&socket).ok().map(drop)),
@@ -118,6 +125,42 @@ pub(crate) fn serve_image(format: Format, image: &Path, cache: Cache) -> Result<
     )?;
     let uri = format!("nbd+unix:///disk?socket={}", socket.display());
     Ok(Served { uri, keep: Keep::Daemon { _process: process } })
+}
+
+/// A disk behind a vhost-user socket.
+#[derive(Debug)]
+pub(crate) struct Vhost {
+    pub(crate) socket: PathBuf,
+    /// The process that serves it.
+    pub(crate) server: u32,
+    _process: Option<Owned>,
+}
+
+/// qemu-storage-daemon with a vhost-user-blk device on a new raw image.
+pub(crate) fn vhost_daemon(dir: &Path, size: u64, cache: Cache) -> Result<Vhost> {
+    let image = dir.join("disk.raw");
+    create_image(Format::Raw, &image, size, None)?;
+    let socket = dir.join("raw.vhost");
+    let export = format!(
+        "type=vhost-user-blk,id=export,node-name=disk,addr.type=unix,addr.path={},writable=on,num-queues=1",
+        socket.display()
+    );
+    let process = storage_daemon(Format::Raw, &image, cache, &["--export", &export])?;
+    poll_until(
+        Duration::from_secs(10),
+        // it takes one connection at a time, and a look would be one
+        || Ok(socket.exists().then_some(())),
+        || "qemu-storage-daemon to listen".to_owned(),
+    )?;
+    Ok(Vhost { socket, server: process.pid(), _process: Some(process) })
+}
+
+/// Connects a volume over vhost-user.
+pub(crate) fn vhost_volume(shale: &Shale, name: &str) -> Result<Vhost> {
+    let e2e::qemu::Disk::VhostUser { socket } = shale.connect_vhost_user(name)? else {
+        anyhow::bail!("{name} is not connected over vhost-user");
+    };
+    Ok(Vhost { socket, server: shale.node_pid()?, _process: None })
 }
 
 /// Shale with a datastore inside `dir`; sockets stay in the short path of its own directory.

@@ -16,7 +16,7 @@ const SIZE: u64 = 1 << 28;
 /// One base and 32 layers on it: the limit of a volume.
 const DEEP: usize = 33;
 
-fn touch(seed: u64) -> Job {
+fn touch(seed: u64) -> Job<'static> {
     // About 1/33 of the disk in each layer, in pieces that do not fill a block.
     let size = SIZE / DEEP as u64;
     Job { pattern: "randwrite", block: "64k", depth: 8, size, flush_each: 0, seed }

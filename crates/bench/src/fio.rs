@@ -14,9 +14,9 @@ pub(crate) const BARE: &str = "file:";
 
 /// What fio does: over one NBD connection, or on a bare file.
 #[derive(Clone, Debug)]
-pub(crate) struct Job {
+pub(crate) struct Job<'a> {
     pub(crate) pattern: &'static str,
-    pub(crate) block: &'static str,
+    pub(crate) block: &'a str,
     pub(crate) depth: u32,
     /// The part of the disk that is used, from its start.
     pub(crate) size: u64,
@@ -43,7 +43,7 @@ pub(crate) struct Figures {
     pub(crate) rate: f64,
 }
 
-pub(crate) fn command(job: &Job, uri: &str, until: Until) -> Result<Command> {
+pub(crate) fn command(job: &Job<'_>, uri: &str, until: Until) -> Result<Command> {
     let mut command = Command::new(need::tool("/usr/bin/fio")?);
     command.args(["--name=job", "--output-format=json", "--group_reporting"]);
     match uri.strip_prefix(BARE) {
@@ -71,7 +71,7 @@ pub(crate) fn command(job: &Job, uri: &str, until: Until) -> Result<Command> {
     Ok(command)
 }
 
-pub(crate) fn measure(job: &Job, uri: &str, until: Until) -> Result<Figures> {
+pub(crate) fn measure(job: &Job<'_>, uri: &str, until: Until) -> Result<Figures> {
     let output = run(&mut command(job, uri, until)?)?;
     figures(&output.stdout)
 }

@@ -1,6 +1,8 @@
 //! The same work on Shale and on qemu-storage-daemon, over the same NBD client, and what it cost.
 //!
 //! ```text
+//!   vhost        vhost-user-blk under a guest-like load, and what a request costs its server
+//!   vhost-memory the same where no disk sets the pace
 //!   throughput   fio cases in rounds: every contestant once a round, first one rotating
 //!   memory       the same where no disk sets the pace
 //!   depth        random reads through 1 layer and through 33
@@ -10,6 +12,7 @@
 //!        │
 //!        ├── blank        an empty file system for each run that allocates
 //!        ├── contestant   starts a server on an image and names its socket
+//!        ├── load         a guest's queue without a guest
 //!        ├── fio          one run of fio's nbd engine
 //!        ├── stats        medians, ratios of pairs, and their spread
 //!        └── report       docs/benchmarks.md
@@ -27,11 +30,13 @@ mod depth;
 mod fio;
 mod footprint;
 mod kinds;
+mod load;
 mod pause;
 mod report;
 mod scale;
 mod stats;
 mod throughput;
+mod vhost;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -57,7 +62,7 @@ pub(crate) struct Options {
     /// Rounds. With 6 the range of the paired ratios covers their median with 97 %.
     #[arg(long, default_value_t = 6)]
     rounds: usize,
-    /// Only these parts: throughput, memory, depth, pause, create, scale.
+    /// Only these parts: vhost, vhost-memory, throughput, memory, depth, pause, create, scale.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Only the cases whose name contains this.
@@ -100,6 +105,8 @@ impl Options {
 type Part = (&'static str, fn(&Options, &mut Report) -> Result<()>);
 
 const PARTS: &[Part] = &[
+    ("vhost", vhost::measure),
+    ("vhost-memory", vhost::measure_in_memory),
     ("throughput", throughput::measure),
     ("memory", throughput::measure_in_memory),
     ("depth", depth::measure),

@@ -30,7 +30,7 @@ enum Unit {
 #[derive(Clone, Debug)]
 struct Case {
     name: &'static str,
-    job: Job,
+    job: Job<'static>,
     unit: Unit,
     /// Every run gets a new, empty disk.
     fresh: bool,

@@ -13,6 +13,8 @@
 mod client;
 mod connection;
 mod context;
+#[cfg(feature = "driver")]
+pub mod driver;
 mod execute;
 mod fields;
 mod handshake;

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::rc::Rc;
 
 use futures_util::future::join_all;
@@ -15,7 +15,7 @@ use super::blk;
 use super::dirty::DirtyLog;
 use super::inflight::{self, Inflight};
 use super::memory::{Described, GuestMemory, Region};
-use super::ring::{Shared, Vring};
+use super::ring::{Call, Shared, Vring};
 use super::turn::Turn;
 
 /// Of the transport: the front end logs dirty pages.
@@ -219,13 +219,23 @@ impl Front {
     }
 
     pub(crate) fn kick(&self, index: u32, fd: Option<File>) -> Outcome<()> {
-        let fd = fd.map(|fd| eventfd(fd, Waits::Never)).transpose()?;
+        let fd = fd.map(eventfd).transpose()?;
+        if let Some(fd) = &fd {
+            // its other side only writes it
+            rustix::fs::fcntl_getfl(fd)
+                .and_then(|flags| rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK))
+                .map_err(|error| format!("a kick cannot be made non-blocking: {error}"))?;
+        }
         self.queue(index)?.start(fd).map_err(|error| error.to_string())
     }
 
     pub(crate) fn set_call(&self, index: u32, fd: Option<File>) -> Outcome<()> {
-        let fd = fd.map(|fd| eventfd(fd, Waits::AsItIs)).transpose()?;
-        self.queue(index)?.set_call(fd);
+        let call = |fd: Rc<OwnedFd>| {
+            let flags = rustix::fs::fcntl_getfl(&fd).unwrap_or(OFlags::empty());
+            Call { fd, blocks: !flags.contains(OFlags::NONBLOCK) }
+        };
+        let call = fd.map(eventfd).transpose()?.map(call);
+        self.queue(index)?.set_call(call);
         Ok(())
     }
 
@@ -269,25 +279,11 @@ impl Front {
     }
 }
 
-/// Whether using a descriptor may wait.
-#[derive(Clone, Copy)]
-enum Waits {
-    Never,
-    /// The other side reads it, and may want to wait for that.
-    AsItIs,
-}
-
 /// Takes only what kicks and calls are: another kind of file might keep a thread for as long as it likes.
-fn eventfd(file: File, waits: Waits) -> Outcome<Rc<OwnedFd>> {
-    use std::os::fd::AsRawFd as _;
+fn eventfd(file: File) -> Outcome<Rc<OwnedFd>> {
     let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
     if !link.is_ok_and(|link| link.as_os_str() == "anon_inode:[eventfd]") {
         return Err("a kick or call that is no eventfd".into());
-    }
-    if let Waits::Never = waits {
-        let set = rustix::fs::fcntl_getfl(&file)
-            .and_then(|flags| rustix::fs::fcntl_setfl(&file, flags | OFlags::NONBLOCK));
-        set.map_err(|error| format!("a kick cannot be made non-blocking: {error}"))?;
     }
     Ok(Rc::new(file.into()))
 }

@@ -19,7 +19,4 @@ mod server;
 mod session;
 mod turn;
 
-#[cfg(test)]
-mod tests;
-
 pub use server::VhostServer;

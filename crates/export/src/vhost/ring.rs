@@ -69,6 +69,14 @@ impl Shared {
     }
 }
 
+/// How a guest is told that requests ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    pub(crate) fd: Rc<OwnedFd>,
+    /// Writing it may wait, which this thread must not.
+    pub(crate) blocks: bool,
+}
+
 /// A request under way.
 struct UnderWay {
     task: Task<()>,
@@ -80,7 +88,7 @@ struct UnderWay {
 struct State {
     queue: Queue,
     kick: Option<Rc<OwnedFd>>,
-    call: Option<Rc<OwnedFd>>,
+    call: Option<Call>,
     /// Started by the front end, and not stopped.
     running: bool,
     enabled: bool,
@@ -237,7 +245,7 @@ impl Vring {
         Ok(())
     }
 
-    pub(crate) fn set_call(self: &Rc<Self>, call: Option<Rc<OwnedFd>>) {
+    pub(crate) fn set_call(self: &Rc<Self>, call: Option<Call>) {
         self.state.borrow_mut().call = call;
         // what ended before may have been told to nobody
         self.tell();
@@ -639,13 +647,13 @@ impl Vring {
         };
         let Some(call) = call else { return };
         let one = 1_u64.to_ne_bytes();
-        let blocks = rustix::fs::fcntl_getfl(&call)
-            .is_ok_and(|flags| !flags.contains(rustix::fs::OFlags::NONBLOCK));
-        // A full counter wakes its reader as well. Writing to one that blocks is the kernel's to wait for.
-        if blocks {
-            let _full = self.shared.ring.write(&call, 0, &IoBuf::copied(&one), false).await;
+        // A counter that is full wakes its reader as well.
+        if call.blocks {
+            let fd = Rc::clone(&call.fd).try_clone();
+            let write = move || fd.map(|fd| rustix::io::write(fd, &one));
+            let _full = self.shared.ring.run_blocking(write).await;
         } else {
-            let _full = rustix::io::write(&call, &one);
+            let _full = rustix::io::write(&call.fd, &one);
         }
     }
 }
