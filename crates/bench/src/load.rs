@@ -97,6 +97,19 @@ impl Guest {
     }
 }
 
+impl Guest {
+    /// Waits for all that is under way: a server whose front end just goes may not take it well.
+    fn drain(mut self) -> Result<()> {
+        let mut left = self.load.depth;
+        while left > 0 {
+            let ended = self.driver.wait(LIMIT)?;
+            ensure!(!ended.is_empty(), "no request ended in {LIMIT:?}");
+            left -= ended.len();
+        }
+        Ok(())
+    }
+}
+
 /// Runs `load` on the device behind `socket`, which process `server` serves.
 pub(crate) fn measure(load: Load, socket: &Path, server: u32, time: Duration) -> Result<Cost> {
     let driver = Driver::connect(socket, load.block, load.depth)
@@ -113,6 +126,7 @@ pub(crate) fn measure(load: Load, socket: &Path, server: u32, time: Duration) ->
     let (begin, before) = (Instant::now(), processor_time(server)?);
     let count = guest.work(begin + time)?;
     let (seconds, cpu) = (begin.elapsed().as_secs_f64(), processor_time(server)? - before);
+    guest.drain()?;
     let count = count as f64;
     Ok(Cost { iops: count / seconds, cpu: cpu * 1e6 / count })
 }

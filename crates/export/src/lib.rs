@@ -13,7 +13,7 @@
 mod client;
 mod connection;
 mod context;
-#[cfg(feature = "driver")]
+#[cfg(any(test, feature = "driver"))]
 pub mod driver;
 mod execute;
 mod fields;

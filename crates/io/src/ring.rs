@@ -20,7 +20,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -158,6 +158,19 @@ impl Ring {
         match self.backend {
             Backend::Uring(_) => "io_uring",
             Backend::Threads(_) => "threads",
+        }
+    }
+
+    /// Keeps the open file description of `fd` open until the kernel has ended every request of this ring,
+    /// also those of a process that was killed: a lock on it tells when that is. Called once for a ring.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn hold(&self, fd: &OwnedFd) -> io::Result<()> {
+        match &self.backend {
+            Backend::Uring(uring) => uring.hold(fd.as_raw_fd()),
+            // a process does not end before its threads' requests have
+            Backend::Threads(_) => Ok(()),
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! DATA/node.lock               flock: one node a data directory
+//! DATA/rings.lock              flock: held until the kernel has ended all I/O of a node
 //! DATA/node.sock               HTTP, mode 0600
 //! DATA/node/datastores.json    datastores that are in use on this host
 //! DATA/node/connections.json   what is connected (connections.rs)
@@ -15,7 +16,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write as _;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -125,6 +126,31 @@ fn empty(dir: &Path) {
             tracing::warn!(path = %entry.path().display(), %error, "a socket stays");
         }
     }
+}
+
+/// Waits until all requests of the node before this one have ended, and begins our own row: the file is
+/// locked as long as a ring holds it. A read of a killed process may still land in a guest's memory, which
+/// the guest has long used for something else (rule P1).
+pub(crate) fn take_rings(root: &Path) -> Result<OwnedFd, DataError> {
+    let path = root.join("rings.lock");
+    let system = |action, source| DataError::System { action, path: path.clone(), source };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|e| system("open", e))?;
+    let taken = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            tracing::warn!("waiting for the last requests of the node before this one");
+            rustix::fs::flock(&file, FlockOperation::LockExclusive)
+        }
+        taken => taken,
+    };
+    taken.map_err(|errno| system("lock", errno.into()))?;
+    Ok(file.into())
 }
 
 fn take_lock(root: &Path) -> Result<File, DataError> {

@@ -141,10 +141,16 @@ impl Node {
         // a small host's memory is for its guests
         let cache = CACHE_BYTES.min(env::memory_bytes() / 64);
         let cache = disk::SharedCache::new(usize::try_from(cache).unwrap_or(0));
+        let rings = Arc::new(data_dir::take_rings(shared.data.root())?);
         let mut homes = Vec::new();
         for _ in 0..count.max(1) {
-            let cache = cache.clone();
-            let start = async move |ring| std::rc::Rc::new(Home::new(ring, cache));
+            let (cache, rings) = (cache.clone(), Arc::clone(&rings));
+            let start = async move |ring: io::Ring| {
+                if let Err(error) = ring.hold(&rings) {
+                    tracing::warn!(%error, "the next node cannot tell when this one's I/O has ended");
+                }
+                std::rc::Rc::new(Home::new(ring, cache))
+            };
             let home = Worker::start("home", start).map_err(system("start a home thread"))?;
             homes.push(home);
         }

@@ -9,3 +9,4 @@ mod pipe;
 #[path = "../../tests/ram/mod.rs"]
 mod ram;
 mod transmission;
+mod vhost_user;

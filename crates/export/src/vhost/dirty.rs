@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use vm_memory::{FileOffset, MmapRegion, VolatileMemory as _};
+use vm_memory::{MmapRegion, VolatileMemory as _};
+
+use super::mapping;
 
 /// Bytes of guest memory that one bit stands for: the protocol's constant, whatever the host's pages are.
 const PAGE: u64 = 4096;
@@ -14,9 +16,8 @@ pub(crate) struct DirtyLog(MmapRegion<()>);
 
 impl DirtyLog {
     pub(crate) fn map(file: File, offset: u64, len: u64) -> Result<Self, String> {
-        let len = usize::try_from(len).map_err(|_too_long| format!("{len} bytes of dirty log"))?;
-        let mapped = MmapRegion::from_file(FileOffset::new(file, offset), len);
-        mapped.map(Self).map_err(|error| format!("the dirty log cannot be mapped: {error}"))
+        let mapped = mapping::map(file, offset, len);
+        mapped.map(Self).map_err(|why| format!("the dirty log cannot be mapped: {why}"))
     }
 
     /// Notes that `len` bytes from `guest` on were written. Pages behind the end of the log are not

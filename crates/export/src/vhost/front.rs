@@ -15,7 +15,7 @@ use super::blk;
 use super::dirty::DirtyLog;
 use super::inflight::{self, Inflight};
 use super::memory::{Described, GuestMemory, Region};
-use super::ring::{Call, Shared, Vring};
+use super::ring::{self, Call, Shared, Vring};
 use super::turn::Turn;
 
 /// Of the transport: the front end logs dirty pages.
@@ -230,10 +230,7 @@ impl Front {
     }
 
     pub(crate) fn set_call(&self, index: u32, fd: Option<File>) -> Outcome<()> {
-        let call = |fd: Rc<OwnedFd>| {
-            let flags = rustix::fs::fcntl_getfl(&fd).unwrap_or(OFlags::empty());
-            Call { fd, blocks: !flags.contains(OFlags::NONBLOCK) }
-        };
+        let call = |fd: Rc<OwnedFd>| Call { blocks: !ring::is_nonblocking(&fd), fd };
         let call = fd.map(eventfd).transpose()?.map(call);
         self.queue(index)?.set_call(call);
         Ok(())

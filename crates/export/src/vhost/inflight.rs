@@ -15,7 +15,9 @@ use std::fs::File;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags};
-use vm_memory::{FileOffset, MmapRegion, VolatileMemory as _};
+use vm_memory::{MmapRegion, VolatileMemory as _};
+
+use super::mapping;
 
 const HEADER: u64 = 16;
 const DESCRIPTOR: u64 = 16;
@@ -67,12 +69,8 @@ impl Inflight {
         if !sealed.contains(SealFlags::SHRINK) {
             return Err("the memory for requests in flight is not what this side made".into());
         }
-        let len =
-            usize::try_from(len_for(queues, descriptors)).map_err(|error| error.to_string())?;
-        let memory =
-            MmapRegion::from_file(FileOffset::new(file, offset), len).map_err(|error| {
-                format!("the memory for requests in flight cannot be mapped: {error}")
-            })?;
+        let memory = mapping::map(file, offset, len_for(queues, descriptors))
+            .map_err(|why| format!("the memory for requests in flight cannot be mapped: {why}"))?;
         Ok(Self { memory, queues, descriptors })
     }
 

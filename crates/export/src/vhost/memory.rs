@@ -8,11 +8,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use io::{IoBuf, Memory, RawIov};
-use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
-};
+use vm_memory::{GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, GuestRegionMmap};
 
 use super::dirty::DirtyLog;
+use super::mapping;
 
 /// Regions of a table at most.
 pub(crate) const MAX_REGIONS: usize = 128;
@@ -56,10 +55,8 @@ impl Region {
     pub(crate) fn map(described: Described, file: File) -> Result<Self, MemoryError> {
         let range = || MemoryError::Range(described);
         described.user.checked_add(described.len).ok_or_else(range)?;
-        let len = usize::try_from(described.len).map_err(|_too_long| range())?;
-        // refuses a region that ends behind its file: to touch that would end the process
-        let mapping = MmapRegion::from_file(FileOffset::new(file, described.offset), len)
-            .map_err(|error| MemoryError::Map { described, why: error.to_string() })?;
+        let mapping = mapping::map(file, described.offset, described.len)
+            .map_err(|why| MemoryError::Map { described, why })?;
         let mapped =
             GuestRegionMmap::new(mapping, GuestAddress(described.guest)).ok_or_else(range)?;
         Ok(Self { mapped: Arc::new(mapped), described })
@@ -176,7 +173,7 @@ pub(crate) mod tests {
     }
 
     fn described(guest: u64, len: u64) -> Described {
-        Described { guest, len, user: 0x7000_0000 + guest, offset: 0 }
+        Described { guest, len, user: 0x7000_0000_u64.wrapping_add(guest), offset: 0 }
     }
 
     fn region(guest: u64, len: u64) -> Region {

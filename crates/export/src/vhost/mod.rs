@@ -13,6 +13,7 @@ mod chain;
 mod dirty;
 mod front;
 mod inflight;
+mod mapping;
 mod memory;
 mod ring;
 mod server;

@@ -22,6 +22,7 @@ use futures_util::future::{Either, join_all, select};
 use io::{
     BlockDevice, ByteOffset, Durability, Effort, IoBuf, IoError, RawIov, Request, Ring, Task,
 };
+use rustix::fs::OFlags;
 use virtio_queue::{Queue, QueueOwnedT as _, QueueT as _};
 use vm_memory::GuestAddress;
 
@@ -73,7 +74,7 @@ impl Shared {
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) fd: Rc<OwnedFd>,
-    /// Writing it may wait, which this thread must not.
+    /// Writing it might have waited when it came, which this thread must not.
     pub(crate) blocks: bool,
 }
 
@@ -648,7 +649,7 @@ impl Vring {
         let Some(call) = call else { return };
         let one = 1_u64.to_ne_bytes();
         // A counter that is full wakes its reader as well.
-        if call.blocks {
+        if call.blocks && !is_nonblocking(&call.fd) {
             let fd = Rc::clone(&call.fd).try_clone();
             let write = move || fd.map(|fd| rustix::io::write(fd, &one));
             let _full = self.shared.ring.run_blocking(write).await;
@@ -656,6 +657,10 @@ impl Vring {
             let _full = rustix::io::write(&call.fd, &one);
         }
     }
+}
+
+pub(super) fn is_nonblocking(fd: &OwnedFd) -> bool {
+    rustix::fs::fcntl_getfl(fd).is_ok_and(|flags| flags.contains(OFlags::NONBLOCK))
 }
 
 fn outcome(result: Result<(), IoError>) -> Status {

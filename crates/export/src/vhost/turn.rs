@@ -1,7 +1,8 @@
 //! Only one connection's queues run at a time: a guest that moves between two QEMU processes, or comes back,
 //! is written by the new one when all of the old one's requests have ended.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::pin::pin;
 use std::rc::Rc;
 
@@ -12,6 +13,8 @@ use crate::signal::Signal;
 #[derive(Debug, Default)]
 struct Holder {
     connection: Cell<Option<u64>>,
+    /// Connections that wait, in the order they came.
+    waiting: RefCell<VecDeque<u64>>,
     freed: Signal,
 }
 
@@ -34,20 +37,33 @@ impl Turns {
 
 impl Turn {
     fn try_take(&self) -> bool {
-        match self.holder.connection.get() {
-            None => {
-                self.holder.connection.set(Some(self.connection));
-                true
-            }
-            Some(holder) => holder == self.connection,
+        let holder = &self.holder;
+        let free = holder.connection.get().is_none();
+        if free && holder.waiting.borrow().front() == Some(&self.connection) {
+            holder.connection.set(Some(self.connection));
         }
+        holder.connection.get() == Some(self.connection)
+    }
+
+    fn leave(&self) {
+        let mut waiting = self.holder.waiting.borrow_mut();
+        // another queue of the connection may go on waiting
+        let own = waiting.iter().position(|waits| *waits == self.connection);
+        own.and_then(|at| waiting.remove(at)).expect("whoever leaves has waited");
+        drop(waiting);
+        // whoever is the first now may have its turn
+        self.holder.freed.wake();
     }
 
     /// Waits until it is this connection's turn, or `given_up`, which is looked at when `changed` says so.
     pub(crate) async fn take(&self, given_up: impl Fn() -> bool, changed: &Signal) {
-        let turn = pin!(self.holder.freed.until(|| given_up() || self.try_take()));
-        let given_up = pin!(changed.until(&given_up));
-        let _either = select(turn, given_up).await;
+        self.holder.waiting.borrow_mut().push_back(self.connection);
+        {
+            let turn = pin!(self.holder.freed.until(|| given_up() || self.try_take()));
+            let given_up = pin!(changed.until(&given_up));
+            let _either = select(turn, given_up).await;
+        }
+        self.leave();
     }
 
     /// None of the connection's queues runs, and nothing of it is under way.

@@ -280,3 +280,24 @@ fn errors_carry_the_systems_number() {
         });
     });
 }
+
+#[test]
+fn a_held_file_stays_locked_as_long_as_the_ring_has_requests() {
+    use rustix::fs::{FlockOperation, flock};
+    let Ok((executor, ring)) = Ring::start_with(Choice::Uring) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lock");
+    let open = || -> OwnedFd {
+        let mut how = OpenOptions::new();
+        how.read(true).write(true).create(true).truncate(false).open(&path).unwrap().into()
+    };
+    let lock = open();
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
+    ring.hold(&lock).unwrap();
+    drop(lock);
+    let other = open();
+    assert!(flock(&other, FlockOperation::NonBlockingLockExclusive).is_err());
+    drop((ring, executor));
+    // the kernel takes rings apart behind our back; this waits for it
+    flock(&other, FlockOperation::LockExclusive).unwrap();
+}

@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -68,6 +68,11 @@ impl Uring {
             wake: WakeFd::new()?,
             wake_armed: Cell::new(false),
         })
+    }
+
+    /// The ring's table of files holds `fd` until the last request has ended.
+    pub(super) fn hold(&self, fd: RawFd) -> io::Result<()> {
+        self.ring.borrow().submitter().register_files(&[fd])
     }
 
     pub(super) fn waker(&self) -> Arc<dyn Unpark> {

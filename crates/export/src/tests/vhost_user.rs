@@ -1,18 +1,18 @@
 //! vhost-user-blk with a guest's side that is no guest: real sockets, eventfds and shared memory, and a
 //! device in memory.
 
-mod ram;
-
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use export::driver::Driver;
-use export::{Export, VhostServer};
 use futures_channel::mpsc::{UnboundedSender, unbounded};
 use futures_util::StreamExt as _;
-use io::Ring;
-use ram::RamDevice;
+use io::{BlockDevice, Ring};
+
+use super::ram::RamDevice;
+use crate::driver::Driver;
+use crate::{Export, VhostServer};
 
 const LIMIT: Duration = Duration::from_secs(20);
 const SIZE: usize = 4 << 20;
@@ -39,7 +39,7 @@ impl Served {
                 let export = Export {
                     name: "disk".into(),
                     description: String::new(),
-                    device: device.clone(),
+                    device: Rc::<RamDevice>::clone(&device) as Rc<dyn BlockDevice>,
                     read_only: false,
                 };
                 let server = VhostServer::new(&ring, export, "0123456789abcdef0123456789".into());
@@ -106,4 +106,77 @@ fn what_was_written_is_read_again() {
     assert!(!one(&mut driver), "beyond the end");
     drop(driver);
     served.stop();
+}
+
+/// A request that waits keeps its place, and others go on.
+#[test]
+fn answers_come_as_requests_end_not_as_they_began() {
+    let served = Served::start();
+    let mut driver = connect(&served.socket());
+    served.device(|device| device.hold(0));
+    driver.write(0, 0, 4096).unwrap();
+    driver.write(1, 4096, 4096).unwrap();
+    driver.kick().unwrap();
+    assert_eq!(driver.wait(LIMIT).unwrap().iter().map(|e| e.buffer).collect::<Vec<_>>(), [1]);
+    served.device(|device| device.release(0));
+    assert_eq!(driver.wait(LIMIT).unwrap().iter().map(|e| e.buffer).collect::<Vec<_>>(), [0]);
+    drop(driver);
+    served.stop();
+}
+
+/// Two front ends on one disk: the second one's requests begin when the first has gone and nothing is read
+/// into its memory any more.
+#[test]
+fn one_connection_is_served_at_a_time() {
+    let served = Served::start();
+    let mut first = connect(&served.socket());
+    first.put(0, &[1; 4096]);
+    first.write(0, 0, 4096).unwrap();
+    assert!(one(&mut first));
+    let mut second = connect(&served.socket());
+    second.read(0, 0, 4096).unwrap();
+    second.kick().unwrap();
+    served.device(|device| device.hold(8192));
+    first.read(0, 8192, 4096).unwrap();
+    first.kick().unwrap();
+    // the first is still served, the second is not
+    first.read(1, 0, 4096).unwrap();
+    assert!(one(&mut first));
+    assert!(second.ended().is_empty());
+    let socket = served.socket();
+    drop(first);
+    // what the first had under way is still under way
+    let mut third = connect(&socket);
+    assert_eq!(third.capacity().unwrap(), SIZE as u64);
+    assert!(second.ended().is_empty());
+    served.device(|device| device.release(8192));
+    let ended = second.wait(LIMIT).unwrap();
+    assert!(ended[0].ok && second.get(0, 4096) == [1; 4096]);
+    third.read(0, 0, 4096).unwrap();
+    third.kick().unwrap();
+    drop(second);
+    assert!(third.wait(LIMIT).unwrap()[0].ok);
+    drop(third);
+    served.stop();
+}
+
+/// Closing answers what is under way, so that nobody has to do it again.
+#[test]
+fn closing_answers_what_is_under_way() {
+    let served = Served::start();
+    let mut driver = connect(&served.socket());
+    served.device(|device| device.hold(0));
+    driver.put(0, &[9; 4096]);
+    driver.write(0, 0, 4096).unwrap();
+    driver.kick().unwrap();
+    // a request behind it has been answered, so that one has begun
+    driver.read(1, 4096, 4096).unwrap();
+    assert!(one(&mut driver));
+    let jobs = served.jobs.clone();
+    let thread = std::thread::spawn(move || served.stop());
+    jobs.unbounded_send(Box::new(|device| device.release(0))).unwrap();
+    drop(jobs);
+    let ended = driver.wait(LIMIT).unwrap();
+    assert!(ended[0].ok, "the write was answered before the server went");
+    thread.join().unwrap();
 }
