@@ -29,6 +29,8 @@ mod server;
 mod signal;
 mod socket;
 mod sparse;
+#[cfg(feature = "driver")]
+pub use vhost::drill;
 mod vhost;
 mod wire;
 

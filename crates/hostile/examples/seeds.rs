@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 fn main() -> std::io::Result<()> {
     for (target, name, bytes) in
-        [vhd(), records(), log(), state(), nbd(), texts(), rest()].into_iter().flatten()
+        [vhd(), records(), log(), state(), nbd(), rings(), texts(), rest()].into_iter().flatten()
     {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
         std::fs::create_dir_all(&dir)?;
@@ -372,6 +372,44 @@ fn nbd() -> Vec<Seed> {
         ("nbd_client", "structured", structured),
         ("nbd_client", "simple", plain),
     ]
+}
+
+/// Rings that offer one good request each, of every kind, and all of them in a table of their own.
+fn rings() -> Vec<Seed> {
+    const NEXT: u16 = 1;
+    const WRITE: u16 = 2;
+    const INDIRECT: u16 = 4;
+    let kinds = [("read", 0_u32), ("write", 1), ("flush", 4), ("identify", 8), ("discard", 11)];
+    let seed = |(name, kind): (&'static str, u32), indirect: bool| {
+        let mut memory = vec![0; 0x428];
+        let mut put = |at: usize, bytes: &[u8]| memory[at..at + bytes.len()].copy_from_slice(bytes);
+        let data = if kind == 0 || kind == 8 { WRITE } else { 0 };
+        let rows = [
+            (0x100_u64, 16_u32, NEXT),
+            (0x200, if kind == 11 { 16 } else { 512 }, NEXT | data),
+            (0x120, 1, WRITE),
+        ];
+        let table = if indirect { 0x300 } else { 0 };
+        for (index, (addr, len, flags)) in (0_u16..).zip(rows) {
+            let at = table + 16 * usize::from(index);
+            put(at, &addr.to_le_bytes());
+            put(at + 8, &len.to_le_bytes());
+            put(at + 12, &flags.to_le_bytes());
+            put(at + 14, &(index + 1).to_le_bytes());
+        }
+        if indirect {
+            put(0, &0x300_u64.to_le_bytes());
+            put(8, &48_u32.to_le_bytes());
+            put(12, &INDIRECT.to_le_bytes());
+        }
+        put(0x100, &kind.to_le_bytes());
+        put(0x208, &8_u32.to_le_bytes());
+        put(0x402, &1_u16.to_le_bytes());
+        let choices = if indirect { 4 } else { 2 };
+        ("vhost_ring", name, [&[choices][..], &memory, &memory].concat())
+    };
+    let direct = kinds.map(|kind| seed(kind, false));
+    direct.into_iter().chain([seed(("indirect", 0), true)]).collect()
 }
 
 fn texts() -> Vec<Seed> {

@@ -1,5 +1,5 @@
 //! Every reader of bytes from outside, as a function of those bytes: VHD structures, records, intents,
-//! the write log, state files, NBD from both sides, REST.
+//! the write log, state files, NBD from both sides, a guest's rings, REST.
 //!
 //! ```text
 //!   fuzz/fuzz_targets/NAME.rs   libFuzzer, nightly ──┐
@@ -21,6 +21,7 @@ mod rest;
 mod sparse;
 mod state;
 mod vhd;
+mod vhost;
 
 pub use log::log;
 pub use nbd::{nbd_client, nbd_handshake, nbd_requests};
@@ -28,6 +29,7 @@ pub use records::{cell, intent, record};
 pub use rest::{end, rest_bodies, rest_controller, rest_node, texts};
 pub use state::{controller_state, node_state};
 pub use vhd::{bat, bitmap, footer, header, locators, opener, sniff};
+pub use vhost::vhost_ring;
 
 /// A target: its name, which is also its corpus's, and what it does with bytes.
 pub type Target = (&'static str, fn(&[u8]));
@@ -42,6 +44,6 @@ pub const TARGETS: &[Target] = targets![
     footer header bat bitmap locators opener sniff
     record cell intent
     log node_state controller_state
-    nbd_handshake nbd_requests nbd_client
+    nbd_handshake nbd_requests nbd_client vhost_ring
     texts rest_bodies rest_node rest_controller
 ];

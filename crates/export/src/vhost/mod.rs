@@ -11,6 +11,8 @@
 mod blk;
 mod chain;
 mod dirty;
+#[cfg(any(test, feature = "driver"))]
+pub mod drill;
 mod front;
 mod inflight;
 mod mapping;
