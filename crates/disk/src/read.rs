@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use image::owner::{Place as Found, Run};
 use io::{BlockFile, ByteOffset, ByteRange, Extent, ExtentKind, IoBuf, Request, Result};
 
@@ -30,7 +30,9 @@ impl Inner {
             None => self.read_piece(first, into).await,
             Some(second) => {
                 let all = [first, second].into_iter().chain(parts);
-                try_join_all(all.map(|piece| self.read_piece(piece, into))).await.map(|_| ())
+                // all to their end, whatever one says: the buffer may be a guest's own memory, which
+                // nothing may be read into once the request is answered
+                join_all(all.map(|piece| self.read_piece(piece, into))).await.into_iter().collect()
             }
         }
     }
@@ -68,11 +70,9 @@ impl Inner {
         {
             return file.submit(request).await;
         }
-        try_join_all(
-            reads.into_iter().map(|(file, request)| async move { file.submit(request).await }),
-        )
-        .await
-        .map(|_| ())
+        let reads =
+            reads.into_iter().map(|(file, request)| async move { file.submit(request).await });
+        join_all(reads).await.into_iter().collect()
     }
 
     pub(crate) async fn extents(&self, range: ByteRange) -> Result<Vec<Extent>> {

@@ -115,6 +115,12 @@ impl Server {
         }
     }
 
+    fn let_writes_go(&self) {
+        if let Self::VhostUser(server) = self {
+            server.let_writes_go();
+        }
+    }
+
     async fn close(&self) {
         match self {
             Self::Nbd(server) => server.close().await,
@@ -292,7 +298,9 @@ impl Home {
                 return None;
             }
             if served.disk.stats().held > 0 {
-                tracing::warn!(%id, "closing while requests wait for space: they fail");
+                tracing::warn!(%id, "closing while requests wait for space");
+                // a guest keeps its own for the next process; a client's fail
+                served.server.let_writes_go();
                 let outcome = end(&served.disk).await;
                 served.disk.abandon();
                 closing.await;

@@ -13,6 +13,8 @@ pub(crate) const QUEUE_SIZE: u16 = 1024;
 const SEGMENTS: u32 = 126;
 /// Bytes of one of them. A request of all stays below what devices here take at once.
 const SEGMENT_BYTES: u32 = 256 << 10;
+/// Bytes of a request's data at most.
+pub(crate) const MOST_DATA: usize = (SEGMENTS * SEGMENT_BYTES) as usize;
 /// Ranges of a discard.
 const RANGES: u32 = 32;
 /// Sectors of one of them: a server that closes waits for no more than a gibibyte being cleared.

@@ -5,6 +5,8 @@ use vm_memory::{Address as _, Bytes as _, GuestAddress, GuestMemoryMmap};
 
 /// Bytes of a descriptor.
 const LEN: u64 = 16;
+/// Descriptors of a request that are followed.
+const MOST: u32 = 1024;
 
 /// The descriptors of one request in order; ends at the first that cannot be followed.
 pub(crate) struct Descriptors<'a> {
@@ -44,7 +46,8 @@ impl<'a> Descriptors<'a> {
         self.indirect = true;
         self.table = table.addr();
         self.size = table.len() / 16;
-        self.left = self.size;
+        // a table may be long, and its descriptors may be of no bytes
+        self.left = self.size.min(MOST);
         self.next = Some(0);
         true
     }
@@ -102,6 +105,15 @@ mod tests {
         let memory = memory(&[(0x1000, direct), (0x2000, indirect)]);
         assert_eq!(addresses(&memory, 4, 0), [1, 2, 7, 8]);
         assert_eq!(addresses(&memory, 4, 1), [7, 8]);
+    }
+
+    #[test]
+    fn a_circle_of_empty_descriptors_in_a_long_table_ends_soon() {
+        let memory = memory(&[
+            (0x1000, &[(0x2000, 0xffff_fff0, INDIRECT, 0)]),
+            (0x2000, &[(0, 0, NEXT, 0)]),
+        ]);
+        assert_eq!(addresses(&memory, 4, 0).len(), 1024);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::blk;
 use super::dirty::DirtyLog;
 use super::inflight::{self, Inflight};
 use super::memory::{Described, GuestMemory, Region};
-use super::ring::{self, Call, Shared, Vring};
+use super::ring::{self, Call, Fate, Shared, Vring};
 use super::turn::Turn;
 
 /// Of the transport: the front end logs dirty pages.
@@ -35,6 +35,8 @@ pub(crate) struct Front {
     /// The guest's own choice, where it may choose.
     writeback: Cell<bool>,
     log: RefCell<Option<Rc<DirtyLog>>>,
+    /// This side goes: nothing is set up any more.
+    closing: Cell<bool>,
 }
 
 impl Front {
@@ -64,7 +66,16 @@ impl Front {
             features: Cell::new(0),
             writeback: Cell::new(true),
             log: RefCell::default(),
+            closing: Cell::new(false),
         }
+    }
+
+    /// The queue of that number, to be set up.
+    fn idle_queue(&self, index: u32) -> Outcome<&Rc<Vring>> {
+        if self.closing.get() {
+            return Err("the disk is being closed".into());
+        }
+        self.queue(index)
     }
 
     fn queue(&self, index: u32) -> Outcome<&Rc<Vring>> {
@@ -132,6 +143,9 @@ impl Front {
             return Err(format!("the configuration cannot be changed at {offset}"));
         };
         self.writeback.set(*on == 1);
+        if let Some(inflight) = &*self.shared.inflight.borrow() {
+            inflight.set_write_through(*on == 0);
+        }
         self.set_write_through();
         Ok(())
     }
@@ -183,10 +197,13 @@ impl Front {
         descriptors: u16,
     ) -> Outcome<()> {
         Self::check_inflight(queues, descriptors)?;
-        if self.queues.iter().any(|queue| queue.is_running()) {
+        if self.closing.get() || self.queues.iter().any(|queue| queue.is_busy()) {
             return Err("queues are running".into());
         }
         let inflight = Inflight::map(file, offset, queues, descriptors)?;
+        // what the guest chose before the process that it told it to died
+        self.writeback.set(!inflight.is_write_through());
+        self.set_write_through();
         *self.shared.inflight.borrow_mut() = Some(Rc::new(inflight));
         Ok(())
     }
@@ -200,7 +217,7 @@ impl Front {
     // --- queues ---
 
     pub(crate) fn set_size(&self, index: u32, size: u32) -> Outcome<()> {
-        self.queue(index)?.set_size(size).map_err(|error| error.to_string())
+        self.idle_queue(index)?.set_size(size).map_err(|error| error.to_string())
     }
 
     /// The ring's three addresses, and where changes of the used ring are logged.
@@ -210,12 +227,14 @@ impl Front {
         addresses: [u64; 3],
         used_log: Option<u64>,
     ) -> Outcome<()> {
-        self.queue(index)?.set_addresses(addresses, used_log).map_err(|error| error.to_string())
+        self.idle_queue(index)?
+            .set_addresses(addresses, used_log)
+            .map_err(|error| error.to_string())
     }
 
     pub(crate) fn set_base(&self, index: u32, base: u32) -> Outcome<()> {
         let base = u16::try_from(base).map_err(|_too_high| format!("a queue begins at {base}"))?;
-        self.queue(index)?.set_base(base).map_err(|error| error.to_string())
+        self.idle_queue(index)?.set_base(base).map_err(|error| error.to_string())
     }
 
     pub(crate) fn kick(&self, index: u32, fd: Option<File>) -> Outcome<()> {
@@ -226,7 +245,7 @@ impl Front {
                 .and_then(|flags| rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK))
                 .map_err(|error| format!("a kick cannot be made non-blocking: {error}"))?;
         }
-        self.queue(index)?.start(fd).map_err(|error| error.to_string())
+        self.idle_queue(index)?.start(fd).map_err(|error| error.to_string())
     }
 
     pub(crate) fn set_call(&self, index: u32, fd: Option<File>) -> Outcome<()> {
@@ -259,7 +278,7 @@ impl Front {
     }
 
     fn maybe_give_back(&self) {
-        if !self.queues.iter().any(|queue| queue.is_running()) {
+        if !self.queues.iter().any(|queue| queue.is_busy()) {
             self.shared.turn.give_back();
         }
     }
@@ -272,7 +291,14 @@ impl Front {
 
     /// This side goes: what is under way is answered, so that the front end needs nobody for it.
     pub(crate) async fn drain(&self) {
-        join_all(self.queues.iter().map(|queue| queue.stop())).await;
+        self.closing.set(true);
+        join_all(self.queues.iter().map(|queue| queue.drain())).await;
+    }
+
+    /// Writes that wait are left to the next process now.
+    pub(crate) fn let_writes_go(&self) {
+        self.closing.set(true);
+        self.queues.iter().for_each(|queue| queue.let_writes_go(Fate::Leave));
     }
 }
 

@@ -99,6 +99,23 @@ impl Inflight {
         self.memory.get_atomic_ref(at).expect("aligned, and within the memory that is mapped")
     }
 
+    /// Of the first queue's word for features, which nobody else defines: the guest wants its writes durable.
+    fn choices(&self) -> &AtomicU64 {
+        self.memory
+            .get_atomic_ref(self.at(0, 0))
+            .expect("aligned, and within the memory that is mapped")
+    }
+
+    /// Whether the guest switched its write cache off.
+    pub(crate) fn is_write_through(&self) -> bool {
+        self.choices().load(Ordering::SeqCst) & 1 != 0
+    }
+
+    /// Notes whether it did.
+    pub(crate) fn set_write_through(&self, on: bool) {
+        self.choices().store(u64::from(on), Ordering::SeqCst);
+    }
+
     /// Whether there is a region for the queue.
     pub(crate) fn covers(&self, queue: u16, size: u16) -> bool {
         queue < self.queues && size <= self.descriptors
@@ -202,6 +219,16 @@ mod tests {
             let again: &[u16] = if step > 1 { &[2] } else { &[1, 2] };
             assert_eq!(next.resume(0, used), again, "step {step}");
         }
+    }
+
+    #[test]
+    fn a_write_cache_that_was_switched_off_stays_off() {
+        let (dead, next) = both(4);
+        assert!(!next.is_write_through());
+        dead.set_write_through(true);
+        assert!(next.is_write_through());
+        next.set_write_through(false);
+        assert!(!dead.is_write_through());
     }
 
     #[test]

@@ -13,6 +13,8 @@ use vm_memory::{GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, GuestReg
 use super::dirty::DirtyLog;
 use super::mapping;
 
+/// Bytes of a table at most: addresses of this process are for all.
+const MAX_BYTES: u64 = 16 << 40;
 /// Regions of a table at most.
 pub(crate) const MAX_REGIONS: usize = 128;
 
@@ -43,6 +45,8 @@ pub(crate) enum MemoryError {
     Range(Described),
     #[error("the guest memory region {described:?} cannot be mapped: {why}")]
     Map { described: Described, why: String },
+    #[error("the guest's memory is larger than 16 TiB")]
+    TooLarge,
     #[error("guest memory regions overlap")]
     Overlap,
     #[error("{0} guest memory regions; at most {MAX_REGIONS} are taken")]
@@ -80,6 +84,10 @@ impl GuestMemory {
     pub(crate) fn new(mut regions: Vec<Region>) -> Result<Self, MemoryError> {
         if regions.len() > MAX_REGIONS {
             return Err(MemoryError::TooMany(regions.len()));
+        }
+        let sum = regions.iter().try_fold(0_u64, |sum, r| sum.checked_add(r.described.len));
+        if sum.is_none_or(|sum| sum > MAX_BYTES) {
+            return Err(MemoryError::TooLarge);
         }
         regions.sort_by_key(|region| region.described.guest);
         if regions.is_empty() {

@@ -12,6 +12,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::io::IoSliceMut;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
@@ -23,6 +24,7 @@ use io::{
     BlockDevice, ByteOffset, Durability, Effort, IoBuf, IoError, RawIov, Request, Ring, Task,
 };
 use rustix::fs::OFlags;
+use rustix::io::{ReadWriteFlags, preadv2};
 use virtio_queue::{Queue, QueueOwnedT as _, QueueT as _};
 use vm_memory::GuestAddress;
 
@@ -107,6 +109,13 @@ struct State {
     counter: u64,
 }
 
+impl State {
+    /// Whether it runs, or what it began has not ended.
+    fn is_busy(&self) -> bool {
+        self.running || self.in_flight > 0
+    }
+}
+
 /// A virtqueue.
 pub(crate) struct Vring {
     index: u16,
@@ -114,8 +123,12 @@ pub(crate) struct Vring {
     state: RefCell<State>,
     /// The state changed.
     changed: Signal,
-    /// Answers wait to be told, and a task that will.
+    /// Answers wait to be told.
     to_tell: Cell<bool>,
+    /// A task tells them.
+    telling: Cell<bool>,
+    /// The guest is told whatever it asked for: what is known of it may be a dead process's.
+    in_any_case: Cell<bool>,
 }
 
 impl fmt::Debug for Vring {
@@ -147,6 +160,14 @@ pub(crate) enum RingError {
     Uncovered(u16),
 }
 
+/// What becomes of writes that wait for too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Fail,
+    /// They stay noted as in flight.
+    Leave,
+}
+
 /// What a request's descriptors describe.
 struct Buffers {
     /// What the guest wrote, its header left out.
@@ -155,6 +176,15 @@ struct Buffers {
     into: IoBuf,
     status: IoBuf,
     asked: Asked,
+}
+
+/// What was found in the available ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Offered {
+    Nothing,
+    All,
+    /// There was no room for more.
+    More,
 }
 
 /// What is done for a request.
@@ -186,18 +216,20 @@ impl Vring {
             }),
             changed: Signal::default(),
             to_tell: Cell::new(false),
+            telling: Cell::new(false),
+            in_any_case: Cell::new(false),
         })
     }
 
     // --- what the front end says ---
 
-    pub(crate) fn is_running(&self) -> bool {
-        self.state.borrow().running
+    pub(crate) fn is_busy(&self) -> bool {
+        self.state.borrow().is_busy()
     }
 
     pub(crate) fn set_size(&self, size: u32) -> Result<(), RingError> {
         let mut state = self.state.borrow_mut();
-        if state.running {
+        if state.is_busy() {
             return Err(RingError::Running(self.index));
         }
         let fits = u16::try_from(size).ok().filter(|size| size.is_power_of_two());
@@ -225,7 +257,7 @@ impl Vring {
         if now == addresses {
             return Ok(());
         }
-        if state.running {
+        if state.is_busy() {
             return Err(RingError::Running(self.index));
         }
         let [descriptors, available, used] = addresses.map(GuestAddress);
@@ -239,16 +271,19 @@ impl Vring {
 
     pub(crate) fn set_base(&self, base: u16) -> Result<(), RingError> {
         let mut state = self.state.borrow_mut();
-        if state.running {
+        if state.is_busy() {
             return Err(RingError::Running(self.index));
         }
         state.base = base;
+        // one that never runs is where it was
+        state.queue.set_next_avail(base);
         Ok(())
     }
 
     pub(crate) fn set_call(self: &Rc<Self>, call: Option<Call>) {
         self.state.borrow_mut().call = call;
         // what ended before may have been told to nobody
+        self.in_any_case.set(true);
         self.tell();
     }
 
@@ -266,6 +301,9 @@ impl Vring {
             drop(state);
             self.changed.wake();
             return Ok(());
+        }
+        if state.is_busy() {
+            return Err(RingError::Running(self.index));
         }
         if memory.is_empty() {
             return Err(RingError::Private);
@@ -289,8 +327,8 @@ impl Vring {
         Ok(())
     }
 
-    /// Stops: what is in flight is answered, but for writes that wait for too long. Those stay noted as in
-    /// flight, to be done again when the queue starts once more; where nothing is noted, they fail.
+    /// Stops: what is in flight is answered. Writes that wait for too long fail: the guest may go on in
+    /// another process, which knows nothing of them.
     pub(crate) async fn stop(self: &Rc<Self>) -> u16 {
         self.halt();
         {
@@ -298,16 +336,29 @@ impl Vring {
             let grace = self.shared.ring.local().sleep(GRACE);
             let _either = select(pin!(ended), grace).await;
         }
-        self.let_writes_go();
+        self.let_writes_go(Fate::Fail);
         self.changed.until(|| self.state.borrow().in_flight == 0).await;
         self.state.borrow().queue.next_avail()
+    }
+
+    /// This side goes: what ends soon is answered, and writes that wait are left to the next process, which
+    /// finds them noted as in flight.
+    pub(crate) async fn drain(self: &Rc<Self>) {
+        self.halt();
+        {
+            let ended = self.changed.until(|| self.state.borrow().in_flight == 0);
+            let grace = self.shared.ring.local().sleep(GRACE);
+            let _either = select(pin!(ended), grace).await;
+        }
+        self.let_writes_go(Fate::Leave);
+        self.changed.until(|| self.state.borrow().in_flight == 0).await;
     }
 
     /// The front end is gone: nobody waits for an answer. Returns when nothing is read into its memory
     /// any more; the device ends the writes that it has begun before anything new (rule P4).
     pub(crate) async fn end(self: &Rc<Self>) {
         self.halt();
-        self.let_writes_go();
+        self.let_writes_go(Fate::Leave);
         self.changed.until(|| self.state.borrow().in_flight == 0).await;
     }
 
@@ -316,8 +367,9 @@ impl Vring {
         self.changed.wake();
     }
 
-    fn let_writes_go(self: &Rc<Self>) {
-        let noted = self.shared.inflight.borrow().is_some();
+    /// Ends the wait for writes, without an answer or with an error; without a note nobody could answer them.
+    pub(crate) fn let_writes_go(self: &Rc<Self>, fate: Fate) {
+        let noted = fate == Fate::Leave && self.shared.inflight.borrow().is_some();
         let heads = 0..self.state.borrow().under_way.len();
         for head in heads {
             let mut state = self.state.borrow_mut();
@@ -329,6 +381,9 @@ impl Vring {
             let head = u16::try_from(head).expect("a queue has 16-bit heads");
             if !noted {
                 status.write_at(0, &[Status::Error.byte()]);
+                if let Some(log) = &*self.shared.log.borrow() {
+                    self.shared.memory().log(log, &status);
+                }
                 self.put_used(head, 1);
             }
         }
@@ -352,12 +407,23 @@ impl Vring {
             return;
         }
         self.resume();
+        let mut unreadable = false;
         while goes_on() {
             if !has_room() {
                 self.changed.until(|| !goes_on() || has_room()).await;
-            } else if self.take_offered() && self.nothing_more() {
+                continue;
+            }
+            let offered = self.take_offered();
+            if unreadable && offered == Offered::Nothing {
+                self.breaks("what it offers cannot be read");
+                continue;
+            }
+            unreadable = false;
+            if offered != Offered::More && self.nothing_more() {
                 self.kicked(&goes_on).await;
             } else {
+                // it says that there is more; then the next look must find it
+                unreadable = offered == Offered::Nothing;
                 // others have their turn, however fast this guest is
                 self.shared.ring.local().yield_now().await;
             }
@@ -391,12 +457,13 @@ impl Vring {
         for head in again {
             self.begin(&memory, head);
         }
-        // it may wait for what ended before
+        // it may wait for what the process before this one answered and died before it told
+        self.in_any_case.set(true);
         self.tell();
     }
 
-    /// Begins all that is offered, as far as there is room; true if there was room for all.
-    fn take_offered(self: &Rc<Self>) -> bool {
+    /// Begins all that is offered, as far as there is room.
+    fn take_offered(self: &Rc<Self>) -> Offered {
         let memory = self.shared.memory();
         let mut offered: Vec<u16> = Vec::new();
         let room = {
@@ -407,16 +474,20 @@ impl Vring {
                 Err(error) => {
                     drop(state);
                     self.breaks(&error.to_string());
-                    return true;
+                    return Offered::All;
                 }
             }
             room
         };
-        let all = offered.len() < room;
+        let found = match offered.len() {
+            0 => Offered::Nothing,
+            some if some < room => Offered::All,
+            _ => Offered::More,
+        };
         for head in offered {
             self.begin(&memory, head);
         }
-        all
+        found
     }
 
     /// Asks to be kicked, and looks whether something came meanwhile.
@@ -451,8 +522,10 @@ impl Vring {
         if let Either::Left((Err(error), _)) = select(readable, changed).await {
             self.breaks(&format!("its kick cannot be waited for: {error}"));
         }
-        // does not block: it was made so when it came
-        let _taken_or_nothing = rustix::io::read(kick, &mut [0; 8]);
+        // never waits, whatever the other side has made of the descriptor
+        let mut count = [0; 8];
+        let mut into = [IoSliceMut::new(&mut count)];
+        let _taken_or_nothing = preadv2(kick, &mut into, u64::MAX, ReadWriteFlags::NOWAIT);
     }
 
     fn breaks(&self, why: &str) {
@@ -483,7 +556,7 @@ impl Vring {
                     return self.breaks("it offers a descriptor that does not exist");
                 }
             }
-            state.counter += 1;
+            state.counter = state.counter.wrapping_add(1);
             state.in_flight += 1;
             if let Some(inflight) = &*self.shared.inflight.borrow() {
                 inflight.begin(self.index, head, state.counter);
@@ -497,7 +570,13 @@ impl Vring {
         };
         let writes = !matches!(buffers.asked, Asked::Read(_) | Asked::Identify | Asked::Unknown);
         let work = self.work(&buffers);
-        let Buffers { into, status, .. } = buffers;
+        let Buffers { into, status, asked, .. } = buffers;
+        // what is written for the guest; of a read that fails some may have been
+        let into = match asked {
+            Asked::Read(_) if into.len() <= blk::MOST_DATA => into,
+            Asked::Identify => into.slice(0, into.len().min(blk::ID_LEN)),
+            _ => into.slice(0, 0),
+        };
         let (this, memory, for_status) = (Rc::clone(self), Rc::clone(memory), status.clone());
         let task = self.shared.ring.local().spawn(async move {
             let outcome = match work {
@@ -512,7 +591,7 @@ impl Vring {
             status.write_at(0, &[outcome.byte()]);
             let got = if outcome == Status::Ok { into.len() } else { 0 };
             if let Some(log) = &*this.shared.log.borrow() {
-                memory.log(log, &into.slice(0, got));
+                memory.log(log, &into);
                 memory.log(log, &status);
             }
             this.ended(head, u32::try_from(got + 1).unwrap_or(u32::MAX));
@@ -527,7 +606,8 @@ impl Vring {
             false => Durability::Cached,
         };
         let changes = matches!(asked, Asked::Write(_) | Asked::Clear { .. });
-        if changes && self.shared.read_only {
+        let too_long = out.len().max(into.len()) > blk::MOST_DATA;
+        if (changes && self.shared.read_only) || too_long {
             return Work::Done(Status::Error);
         }
         match *asked {
@@ -627,11 +707,14 @@ impl Vring {
 
     /// Tells the guest that requests ended: once for all that end before others have their turn.
     fn tell(self: &Rc<Self>) {
-        if !self.to_tell.replace(true) {
+        self.to_tell.set(true);
+        if !self.telling.replace(true) {
             let this = Rc::clone(self);
             drop(self.shared.ring.local().spawn(async move {
-                this.to_tell.set(false);
-                this.call().await;
+                while this.to_tell.replace(false) {
+                    this.call().await;
+                }
+                this.telling.set(false);
             }));
         }
     }
@@ -640,7 +723,9 @@ impl Vring {
         let memory = self.shared.memory();
         let call = {
             let mut state = self.state.borrow_mut();
-            if state.queue.needs_notification(memory.map()).unwrap_or(true) {
+            let asked = state.queue.needs_notification(memory.map()).unwrap_or(true);
+            if asked || self.in_any_case.get() {
+                self.in_any_case.set(state.call.is_none());
                 state.call.clone()
             } else {
                 None

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::rc::Rc;
@@ -47,7 +47,7 @@ struct Inner {
 struct Connection {
     front: Rc<Front>,
     /// To end its session from here.
-    socket: UnixStream,
+    socket: Rc<UnixStream>,
 }
 
 impl fmt::Debug for VhostServer {
@@ -97,25 +97,31 @@ impl VhostServer {
         self.0.connections.borrow().len()
     }
 
+    /// Leaves writes that wait to whoever serves their front ends next, instead of waiting for them.
+    pub fn let_writes_go(&self) {
+        self.0
+            .connections
+            .borrow()
+            .values()
+            .for_each(|connection| connection.front.let_writes_go());
+    }
+
     /// Takes no more requests, answers what is in flight, ends all connections. Writes that wait for space
     /// are let go after a while: their front end keeps them, for whoever serves it next. Returns when the
     /// device has nothing of this server's left to do but those.
     pub async fn close(&self) {
         self.0.closing.set(true);
         if let Some((fd, file)) = self.0.listener.borrow_mut().take() {
-            end(&fd);
+            end(&*fd);
             drop(file);
         }
-        let all: Vec<(Rc<Front>, UnixStream)> = {
+        let all: Vec<(Rc<Front>, Rc<UnixStream>)> = {
             let connections = self.0.connections.borrow();
-            let both = connections
-                .values()
-                .map(|c| Some((Rc::clone(&c.front), c.socket.try_clone().ok()?)));
-            both.flatten().collect()
+            connections.values().map(|c| (Rc::clone(&c.front), Rc::clone(&c.socket))).collect()
         };
         join_all(all.into_iter().map(|(front, socket)| async move {
             front.drain().await;
-            end(&socket.into());
+            end(&*socket);
         }))
         .await;
         self.0.ended.until(|| self.0.connections.borrow().is_empty()).await;
@@ -123,7 +129,7 @@ impl VhostServer {
 }
 
 /// Wakes whoever waits on the socket. It may be unconnected by now, which is as good.
-fn end(fd: &OwnedFd) {
+fn end(fd: impl AsFd) {
     if let Err(error) = shutdown(fd, Shutdown::Both) {
         tracing::trace!(%error, "shutdown of a socket that is gone");
     }
@@ -168,7 +174,7 @@ fn serve(server: &Rc<Inner>, socket: UnixStream) -> std::io::Result<()> {
         export.is_read_only(),
         server.turns.of(id),
     ));
-    let connection = Connection { front: Rc::clone(&front), socket: own };
+    let connection = Connection { front: Rc::clone(&front), socket: Rc::new(own) };
     drop(server.connections.borrow_mut().insert(id, connection));
     let server = Rc::clone(server);
     drop(server.ring.local().clone().spawn(async move {

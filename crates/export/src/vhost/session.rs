@@ -46,9 +46,9 @@ pub(crate) fn serve(socket: UnixStream, jobs: UnboundedSender<Job>, disk: &str) 
         match handler.handle_request() {
             Ok(()) => {}
             Err(Error::Disconnected) => return,
-            // said when it was refused; whether it goes on is the front end's choice
-            Err(Error::ReqHandlerError(_)) => {}
             Err(Error::SocketRetry(_)) => {}
+            // Said when it was refused. It may be waiting for an answer that there is none of.
+            Err(Error::ReqHandlerError(_)) => return,
             Err(error) => {
                 tracing::debug!(disk, %error, "a vhost-user front end is let go");
                 return;
