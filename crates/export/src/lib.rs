@@ -29,7 +29,7 @@ mod server;
 mod signal;
 mod socket;
 mod sparse;
-#[cfg(feature = "driver")]
+#[cfg(any(test, feature = "driver"))]
 pub use vhost::drill;
 mod vhost;
 mod wire;

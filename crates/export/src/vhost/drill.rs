@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::rc::Rc;
 
@@ -82,48 +83,77 @@ pub fn ring(bytes: &[u8]) {
     });
 }
 
+/// A connection up to the point where its queue is kicked.
+struct Guest {
+    front: Front,
+    memory: File,
+    kick: OwnedFd,
+    call: OwnedFd,
+}
+
+const REGION: Described = Described { guest: 0, len: MEMORY, user: USER, offset: 0 };
+
+impl Guest {
+    fn new(ring: &Ring, choices: u8) -> Self {
+        let turn = Turns::default().of(1);
+        let front = Front::new(ring, Rc::new(Empty), "drill", choices & 1 != 0, turn);
+        let memory = shared(MEMORY);
+        front.set_memory(vec![(REGION, copy(&memory))]).expect("plain memory");
+        let mut features = front.features();
+        if choices & 2 != 0 {
+            features &= !(1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX);
+        }
+        front.set_features(features).expect("what was offered");
+        front.set_log(shared(4096), 0, 4096).expect("plain memory");
+        if choices & 4 != 0 {
+            let (_len, file) = front.new_inflight(1, 16).expect("memory");
+            front.set_inflight(file, 0, 1, 16).expect("what was just made");
+        }
+        front.set_size(0, SIZE).expect("a power of two");
+        front
+            .set_addresses(0, PARTS.map(|at| USER + at), Some(PARTS[2]))
+            .expect("inside the memory");
+        front.set_base(0, 0).expect("a fresh queue");
+        let [kick, call] =
+            [(); 2].map(|()| eventfd(0, EventfdFlags::NONBLOCK).expect("an eventfd"));
+        Self { front, memory, kick, call }
+    }
+
+    fn put(&self, bytes: &[u8], at: u64) {
+        self.memory.write_all_at(bytes, at).expect("memory");
+    }
+
+    fn start(&self) {
+        let [kick, call] =
+            [&self.kick, &self.call].map(|fd| fd.try_clone().expect("a descriptor").into());
+        self.front.set_call(0, Some(call)).expect("an eventfd");
+        self.front.kick(0, Some(kick)).expect("a valid queue");
+        self.front.enable(0, true).expect("there is a queue 0");
+    }
+}
+
 async fn serve(ring: &Ring, choices: u8, content: &[u8]) {
-    let turns = Turns::default();
-    let front = Front::new(ring, Rc::new(Empty), "drill", choices & 1 != 0, turns.of(1));
-    let memory = shared(MEMORY);
-    let region = Described { guest: 0, len: MEMORY, user: USER, offset: 0 };
-    front.set_memory(vec![(region, copy(&memory))]).expect("plain memory");
-    let mut features = front.features();
-    if choices & 2 != 0 {
-        features &= !(1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX);
-    }
-    front.set_features(features).expect("what was offered");
-    front.set_log(shared(4096), 0, 4096).expect("plain memory");
-    let tracked = choices & 4 != 0;
-    if tracked {
-        let (_len, file) = front.new_inflight(1, 16).expect("memory");
-        front.set_inflight(file, 0, 1, 16).expect("what was just made");
-    }
-    front.set_size(0, SIZE).expect("a power of two");
-    front.set_addresses(0, PARTS.map(|at| USER + at), Some(PARTS[2])).expect("inside the memory");
-    front.set_base(0, 0).expect("a fresh queue");
-    let kick = eventfd(0, EventfdFlags::NONBLOCK).expect("an eventfd");
-    let call = eventfd(0, EventfdFlags::NONBLOCK).expect("an eventfd");
-    front.set_call(0, Some(call.into())).expect("an eventfd");
+    let guest = Guest::new(ring, choices);
     let (first, second) = content.split_at(content.len() / 2);
-    memory.write_all_at(cut(first), 0).expect("memory");
-    let own = kick.try_clone().expect("a descriptor");
-    front.kick(0, Some(kick.into())).expect("a valid queue");
-    front.enable(0, true).expect("there is a queue 0");
-    for _ in 0..4 {
-        ring.local().yield_now().await;
-    }
+    guest.put(cut(first), 0);
+    guest.start();
+    others(ring).await;
     // under what runs
-    memory.write_all_at(cut(second), 0).expect("memory");
-    let _kicked = rustix::io::write(&own, &1_u64.to_ne_bytes());
+    guest.put(cut(second), 0);
+    let _kicked = rustix::io::write(&guest.kick, &1_u64.to_ne_bytes());
     if choices & 8 != 0 {
-        front.remove_memory(region).expect("it is there");
+        guest.front.remove_memory(REGION).expect("it is there");
     }
+    others(ring).await;
+    let _where = guest.front.stop(0).await.expect("there is a queue 0");
+    guest.front.end().await;
+}
+
+/// Lets what is ready run.
+async fn others(ring: &Ring) {
     for _ in 0..4 {
         ring.local().yield_now().await;
     }
-    let _where = front.stop(0).await.expect("there is a queue 0");
-    front.end().await;
 }
 
 fn cut(bytes: &[u8]) -> &[u8] {
@@ -143,7 +173,24 @@ fn copy(file: &File) -> File {
 
 #[cfg(test)]
 mod tests {
-    use super::ring;
+    use super::{Guest, others, ring};
+
+    /// A process died between an answer and its call: the next one calls, though nothing ends any more.
+    #[test]
+    fn a_call_that_a_dead_process_owed_is_made() {
+        let (executor, ring) = io::Ring::start().unwrap();
+        executor.block_on(async {
+            let guest = Guest::new(&ring, 4);
+            // one was offered and answered; the guest wants to hear of the first
+            guest.put(&1_u16.to_le_bytes(), 0x402);
+            guest.put(&1_u16.to_le_bytes(), 0x802);
+            guest.start();
+            others(&ring).await;
+            let mut calls = [0; 8];
+            rustix::io::read(&guest.call, &mut calls).expect("the guest was called");
+            guest.front.stop(0).await.unwrap();
+        });
+    }
 
     /// Rings of random bytes, whose index says that all of it is offered.
     #[test]
