@@ -61,8 +61,8 @@ fn loopback_tcp_and_read_only() {
     assert!(tool.is_read_only());
     assert_eq!(tool.read(0, 512).unwrap(), [0; 512]);
     assert!(tool.write(0, &[1; 512]).is_err());
-    let vhost = json!({ "protocol": "vhost-user" });
-    assert_eq!(host.api.refused("POST", &path, &vhost), "unsupported");
+    let vhost = json!({ "protocol": "vhost-user", "tcp": true });
+    assert_eq!(host.api.refused("POST", &path, &vhost), "bad-request");
 }
 
 #[test]
