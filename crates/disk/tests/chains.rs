@@ -14,7 +14,7 @@ use image::{SectorCount, Timestamp, Uuid, create};
 use io::sim::{SimSpace, SimWorld};
 use io::{
     BlockDevice, BlockFile, ByteCount, ByteOffset, ByteRange, Clear, DeviceInfo, Durability,
-    Effort, Extent, ExtentKind, Io, IoBuf, IoErrorKind, Request, Result,
+    Effort, Extent, ExtentKind, Io, IoBuf, IoError, IoErrorKind, Request, Result,
 };
 
 use common::layer;
@@ -467,10 +467,12 @@ fn a_closing_disk_answers_what_it_holds() {
     });
 }
 
-/// Writes of a file wait while it is stalled; nothing else does.
+/// Writes of a file wait while it is stalled, and its reads from the second on; the first fails then.
 struct Stalling {
     file: Rc<dyn BlockFile>,
     stalled: Rc<Cell<bool>>,
+    /// Reads that came while it was stalled, and those of them that have ended.
+    reads: Rc<Cell<(u32, u32)>>,
     world: SimWorld,
 }
 
@@ -481,10 +483,28 @@ impl BlockDevice for Stalling {
 
     fn submit(&self, request: Request) -> Io<'_, Result<()>> {
         Box::pin(async move {
-            while self.stalled.get() && matches!(request, Request::Write { .. }) {
+            let reads = self.stalled.get() && matches!(request, Request::Read { .. });
+            if reads {
+                let (begun, ended) = self.reads.get();
+                self.reads.set((begun + 1, ended));
+                if begun == 0 {
+                    return Err(IoError::new(
+                        IoErrorKind::Device,
+                        "the first read of a stalled file",
+                    ));
+                }
+            }
+            while self.stalled.get()
+                && matches!(request, Request::Read { .. } | Request::Write { .. })
+            {
                 self.world.delay(Duration::from_millis(100), Duration::from_millis(100)).await;
             }
-            self.file.submit(request).await
+            let done = self.file.submit(request).await;
+            if reads {
+                let (begun, ended) = self.reads.get();
+                self.reads.set((begun, ended + 1));
+            }
+            done
         })
     }
 
@@ -507,6 +527,32 @@ impl BlockFile for Stalling {
     }
 }
 
+/// A read of several parts is answered when all of them have ended, also when the first has failed: the
+/// buffer may be a guest's memory, which is the guest's again then.
+#[test]
+fn nothing_is_read_into_a_buffer_after_its_request_was_answered() {
+    let (executor, world) = SimWorld::start(7);
+    executor.block_on(async {
+        let space = world.add_space(ByteCount::mib(100));
+        let file = layer(&space, 1, 16 * BLOCK, None).await;
+        let (stalled, reads) = (Rc::new(Cell::new(false)), Rc::new(Cell::new((0, 0))));
+        let (stalls, seen) = (Rc::clone(&stalled), Rc::clone(&reads));
+        let base = Stalling { file, stalled: stalls, reads: seen, world: world.clone() };
+        let disk = open(&world, vec![Rc::new(base)], Rules::all()).await;
+        write(&disk, BLOCK - 4096, 1, 8192).await;
+        stalled.set(true);
+        let into = IoBuf::zeroed(8192);
+        let mut reading = disk.submit(Request::Read { at: ByteOffset(BLOCK - 4096), into });
+        for _ in 0..5 {
+            assert!(poll!(&mut reading).is_pending(), "answered while a part of it is read");
+            world.delay(Duration::from_millis(100), Duration::from_millis(100)).await;
+        }
+        stalled.set(false);
+        reading.await.unwrap_err();
+        assert_eq!(reads.get(), (2, 1));
+    });
+}
+
 #[test]
 fn r1_a_gate_that_is_not_shut_in_time_is_open_again() {
     let (executor, world) = SimWorld::start(6);
@@ -514,7 +560,8 @@ fn r1_a_gate_that_is_not_shut_in_time_is_open_again() {
         let space = world.add_space(ByteCount::mib(100));
         let file = layer(&space, 1, 16 * BLOCK, None).await;
         let stalled = Rc::new(Cell::new(false));
-        let base = Stalling { file, stalled: Rc::clone(&stalled), world: world.clone() };
+        let (reads, world_too) = (Rc::default(), world.clone());
+        let base = Stalling { file, stalled: Rc::clone(&stalled), reads, world: world_too };
         let disk = open(&world, vec![Rc::new(base)], Rules::all()).await;
         write(&disk, 0, 1, 4096).await;
         // once a guest's write hangs, once the flush behind the gate

@@ -134,14 +134,7 @@ fn empty(dir: &Path) {
 pub(crate) fn take_rings(root: &Path) -> Result<OwnedFd, DataError> {
     let path = root.join("rings.lock");
     let system = |action, source| DataError::System { action, path: path.clone(), source };
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|e| system("open", e))?;
+    let file = open_lock(&path).map_err(|e| system("open", e))?;
     let taken = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Err(rustix::io::Errno::WOULDBLOCK) => {
             tracing::warn!("waiting for the last requests of the node before this one");
@@ -153,17 +146,15 @@ pub(crate) fn take_rings(root: &Path) -> Result<OwnedFd, DataError> {
     Ok(file.into())
 }
 
+fn open_lock(path: &Path) -> std::io::Result<File> {
+    let mut how = OpenOptions::new();
+    how.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
 fn take_lock(root: &Path) -> Result<File, DataError> {
     let path = root.join("node.lock");
     let system = |action, source| DataError::System { action, path: path.clone(), source };
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(|e| system("open", e))?;
+    let mut file = open_lock(&path).map_err(|e| system("open", e))?;
     if let Err(errno) = rustix::fs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
         if errno == rustix::io::Errno::WOULDBLOCK {
             let holder = std::fs::read_to_string(&path)

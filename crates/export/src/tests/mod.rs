@@ -7,6 +7,6 @@ mod others;
 mod pipe;
 #[expect(unreachable_pub, reason = "shared with measurements and whole-system tests")]
 #[path = "../../tests/ram/mod.rs"]
-mod ram;
+pub(crate) mod ram;
 mod transmission;
 mod vhost_user;

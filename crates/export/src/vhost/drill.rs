@@ -13,6 +13,7 @@ use io::{
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::front::Front;
+use super::inflight::Inflight;
 use super::memory::Described;
 use super::turn::Turns;
 
@@ -94,10 +95,22 @@ struct Guest {
 const REGION: Described = Described { guest: 0, len: MEMORY, user: USER, offset: 0 };
 
 impl Guest {
-    fn new(ring: &Ring, choices: u8) -> Self {
+    fn new(ring: &Ring, device: Rc<dyn BlockDevice>, choices: u8) -> Self {
+        let tracked = choices & 4 != 0;
+        let inflight = tracked.then(|| Inflight::create(1, 16).expect("memory"));
+        Self::with(ring, device, choices, shared(MEMORY), inflight.as_ref())
+    }
+
+    /// With memory that is there, as a front end has that comes back.
+    fn with(
+        ring: &Ring,
+        device: Rc<dyn BlockDevice>,
+        choices: u8,
+        memory: File,
+        inflight: Option<&File>,
+    ) -> Self {
         let turn = Turns::default().of(1);
-        let front = Front::new(ring, Rc::new(Empty), "drill", choices & 1 != 0, turn);
-        let memory = shared(MEMORY);
+        let front = Front::new(ring, device, "drill", choices & 1 != 0, turn);
         front.set_memory(vec![(REGION, copy(&memory))]).expect("plain memory");
         let mut features = front.features();
         if choices & 2 != 0 {
@@ -105,9 +118,8 @@ impl Guest {
         }
         front.set_features(features).expect("what was offered");
         front.set_log(shared(4096), 0, 4096).expect("plain memory");
-        if choices & 4 != 0 {
-            let (_len, file) = front.new_inflight(1, 16).expect("memory");
-            front.set_inflight(file, 0, 1, 16).expect("what was just made");
+        if let Some(file) = inflight {
+            front.set_inflight(copy(file), 0, 1, 16).expect("what this side made");
         }
         front.set_size(0, SIZE).expect("a power of two");
         front
@@ -133,7 +145,7 @@ impl Guest {
 }
 
 async fn serve(ring: &Ring, choices: u8, content: &[u8]) {
-    let guest = Guest::new(ring, choices);
+    let guest = Guest::new(ring, Rc::new(Empty), choices);
     let (first, second) = content.split_at(content.len() / 2);
     guest.put(cut(first), 0);
     guest.start();
@@ -173,14 +185,20 @@ fn copy(file: &File) -> File {
 
 #[cfg(test)]
 mod tests {
-    use super::{Guest, others, ring};
+    use std::os::unix::fs::FileExt as _;
+    use std::rc::Rc;
+
+    use rustix::io::Errno;
+
+    use super::{Empty, Guest, Inflight, MEMORY, copy, others, ring, shared};
+    use crate::tests::ram::RamDevice;
 
     /// A process died between an answer and its call: the next one calls, though nothing ends any more.
     #[test]
     fn a_call_that_a_dead_process_owed_is_made() {
         let (executor, ring) = io::Ring::start().unwrap();
         executor.block_on(async {
-            let guest = Guest::new(&ring, 4);
+            let guest = Guest::new(&ring, Rc::new(Empty), 4);
             // one was offered and answered; the guest wants to hear of the first
             guest.put(&1_u16.to_le_bytes(), 0x402);
             guest.put(&1_u16.to_le_bytes(), 0x802);
@@ -188,6 +206,97 @@ mod tests {
             others(&ring).await;
             let mut calls = [0; 8];
             rustix::io::read(&guest.call, &mut calls).expect("the guest was called");
+            guest.front.stop(0).await.unwrap();
+        });
+    }
+
+    /// A write of 512 bytes at the start of the disk, offered as the first request.
+    fn offer_write(guest: &Guest) {
+        let rows: [(u64, u32, u16); 3] = [(0x100, 16, 1), (0x200, 512, 1), (0x120, 1, 2)];
+        for (index, (addr, len, flags)) in (0_u16..).zip(rows) {
+            let next = (index + 1).to_le_bytes();
+            let row = [&addr.to_le_bytes()[..], &len.to_le_bytes(), &flags.to_le_bytes(), &next];
+            guest.put(&row.concat(), u64::from(index) * 16);
+        }
+        guest.put(&1_u32.to_le_bytes(), 0x100);
+        guest.put(&[7; 512], 0x200);
+        guest.put(&[0xff], 0x120);
+        guest.put(&1_u16.to_le_bytes(), 0x402);
+    }
+
+    /// The index of the used ring, and the status of that write.
+    fn answered(guest: &Guest) -> (u8, u8) {
+        let [mut used, mut status] = [[0]; 2];
+        guest.memory.read_exact_at(&mut used, 0x802).unwrap();
+        guest.memory.read_exact_at(&mut status, 0x120).unwrap();
+        (used[0], status[0])
+    }
+
+    /// A write that waits when this side goes is not answered, and whoever comes next does it, once.
+    #[test]
+    fn a_write_that_waits_is_left_to_the_next_process() {
+        let (executor, ring) = io::Ring::start().unwrap();
+        executor.block_on(async {
+            let device = RamDevice::new(1 << 20);
+            device.hold(0);
+            let (memory, inflight) = (shared(MEMORY), Inflight::create(1, 16).unwrap());
+            let come = || {
+                Guest::with(
+                    &ring,
+                    Rc::<RamDevice>::clone(&device),
+                    4,
+                    copy(&memory),
+                    Some(&inflight),
+                )
+            };
+            let guest = come();
+            offer_write(&guest);
+            guest.start();
+            others(&ring).await;
+            guest.front.let_writes_go();
+            others(&ring).await;
+            assert_eq!(answered(&guest), (0, 0xff));
+            guest.front.kick(0, None).expect_err("nothing is set up while this side goes");
+            guest.front.drain().await;
+
+            device.release(0);
+            let next = come();
+            next.start();
+            others(&ring).await;
+            next.front.stop(0).await.unwrap();
+            assert_eq!(answered(&next), (1, 0));
+            assert_eq!(device.bytes(0, 512), [7; 512]);
+        });
+    }
+
+    /// Where the front end stops the queue it may go on elsewhere: such a write fails, and is told.
+    #[test]
+    fn a_write_that_waits_fails_when_the_queue_is_stopped() {
+        let (executor, ring) = io::Ring::start().unwrap();
+        executor.block_on(async {
+            let device = RamDevice::new(1 << 20);
+            device.hold(0);
+            let guest = Guest::new(&ring, Rc::<RamDevice>::clone(&device), 4);
+            offer_write(&guest);
+            guest.start();
+            others(&ring).await;
+            assert_eq!(guest.front.stop(0).await, Ok(1));
+            assert_eq!(answered(&guest), (1, 1));
+        });
+    }
+
+    /// A kick is taken: one that stays would be waited for in vain, again and again.
+    #[test]
+    fn a_kick_is_taken() {
+        let (executor, ring) = io::Ring::start().unwrap();
+        executor.block_on(async {
+            let guest = Guest::new(&ring, Rc::new(Empty), 0);
+            guest.start();
+            others(&ring).await;
+            rustix::io::write(&guest.kick, &1_u64.to_ne_bytes()).unwrap();
+            others(&ring).await;
+            let left = rustix::io::read(&guest.kick, &mut [0; 8]);
+            assert_eq!(left, Err(Errno::AGAIN));
             guest.front.stop(0).await.unwrap();
         });
     }

@@ -261,14 +261,14 @@ impl Front {
     }
 
     pub(crate) async fn stop(&self, index: u32) -> Outcome<u32> {
-        let next = self.queue(index)?.stop().await;
+        let next = self.queue(index)?.stop(Fate::Fail).await;
         self.maybe_give_back();
         Ok(u32::from(next))
     }
 
     /// Stops all queues and forgets what was negotiated.
     pub(crate) async fn reset(&self) {
-        join_all(self.queues.iter().map(|queue| queue.stop())).await;
+        join_all(self.queues.iter().map(|queue| queue.stop(Fate::Fail))).await;
         self.queues.iter().for_each(|queue| queue.enable(false));
         self.features.set(0);
         self.writeback.set(true);
@@ -292,7 +292,7 @@ impl Front {
     /// This side goes: what is under way is answered, so that the front end needs nobody for it.
     pub(crate) async fn drain(&self) {
         self.closing.set(true);
-        join_all(self.queues.iter().map(|queue| queue.drain())).await;
+        join_all(self.queues.iter().map(|queue| queue.stop(Fate::Leave))).await;
     }
 
     /// Writes that wait are left to the next process now.

@@ -17,6 +17,7 @@ mod front;
 mod inflight;
 mod mapping;
 mod memory;
+mod request;
 mod ring;
 mod server;
 mod session;

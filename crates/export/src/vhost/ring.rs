@@ -1,10 +1,10 @@
-//! One virtqueue: takes what the guest offers, runs it against the device, and answers.
+//! One virtqueue: takes what the guest offers, has it done (see `request`), and answers.
 //!
 //! ```text
 //!   kick ─► pump: all that is offered ─► one task a request ─► device
 //!            ▲ asks for a kick again, looks once more              │
 //!            └─ sleeps                    used ring, in flight ◄───┘
-//!                                             └─► notifier: one call for all that ended together
+//!                                             └─► one call for all that ended together
 //! ```
 //!
 //! The guest writes the rings while they are read, and may write anything: what cannot be followed breaks
@@ -19,12 +19,10 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use futures_util::future::{Either, join_all, select};
-use io::{
-    BlockDevice, ByteOffset, Durability, Effort, IoBuf, IoError, RawIov, Request, Ring, Task,
-};
+use futures_util::future::{Either, select};
+use io::{BlockDevice, IoBuf, Ring, Task};
 use rustix::fs::OFlags;
-use rustix::io::{ReadWriteFlags, preadv2};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use virtio_queue::{Queue, QueueOwnedT as _, QueueT as _};
 use vm_memory::GuestAddress;
 
@@ -33,11 +31,10 @@ use super::chain::Descriptors;
 use super::dirty::DirtyLog;
 use super::inflight::Inflight;
 use super::memory::GuestMemory;
+use super::request::{self, Buffers};
 use super::turn::Turn;
 use crate::signal::Signal;
 
-/// Pieces of a request at most. What is longer is answered with an error.
-const MAX_PIECES: usize = 1024;
 /// How long a queue that stops waits for writes: those that wait for space may do so for ever, and the
 /// front end's guest with them.
 const GRACE: Duration = Duration::from_secs(3);
@@ -168,16 +165,6 @@ pub(crate) enum Fate {
     Leave,
 }
 
-/// What a request's descriptors describe.
-struct Buffers {
-    /// What the guest wrote, its header left out.
-    out: IoBuf,
-    /// What the guest gets, the status left out.
-    into: IoBuf,
-    status: IoBuf,
-    asked: Asked,
-}
-
 /// What was found in the available ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Offered {
@@ -185,13 +172,6 @@ enum Offered {
     All,
     /// There was no room for more.
     More,
-}
-
-/// What is done for a request.
-enum Work {
-    Device(Request),
-    Several(Vec<Request>),
-    Done(Status),
 }
 
 impl Vring {
@@ -327,31 +307,19 @@ impl Vring {
         Ok(())
     }
 
-    /// Stops: what is in flight is answered. Writes that wait for too long fail: the guest may go on in
-    /// another process, which knows nothing of them.
-    pub(crate) async fn stop(self: &Rc<Self>) -> u16 {
+    /// Stops: what is in flight is answered, but for writes that wait for too long, whose fate is told. Where
+    /// the front end stops the queue they fail: the guest may go on in another process, which knows nothing
+    /// of them. Where this side goes they are left to the next process. Returns where the queue goes on.
+    pub(crate) async fn stop(self: &Rc<Self>, waiting: Fate) -> u16 {
         self.halt();
         {
             let ended = self.changed.until(|| self.state.borrow().in_flight == 0);
             let grace = self.shared.ring.local().sleep(GRACE);
             let _either = select(pin!(ended), grace).await;
         }
-        self.let_writes_go(Fate::Fail);
+        self.let_writes_go(waiting);
         self.changed.until(|| self.state.borrow().in_flight == 0).await;
         self.state.borrow().queue.next_avail()
-    }
-
-    /// This side goes: what ends soon is answered, and writes that wait are left to the next process, which
-    /// finds them noted as in flight.
-    pub(crate) async fn drain(self: &Rc<Self>) {
-        self.halt();
-        {
-            let ended = self.changed.until(|| self.state.borrow().in_flight == 0);
-            let grace = self.shared.ring.local().sleep(GRACE);
-            let _either = select(pin!(ended), grace).await;
-        }
-        self.let_writes_go(Fate::Leave);
-        self.changed.until(|| self.state.borrow().in_flight == 0).await;
     }
 
     /// The front end is gone: nobody waits for an answer. Returns when nothing is read into its memory
@@ -525,7 +493,10 @@ impl Vring {
         // never waits, whatever the other side has made of the descriptor
         let mut count = [0; 8];
         let mut into = [IoSliceMut::new(&mut count)];
-        let _taken_or_nothing = preadv2(kick, &mut into, u64::MAX, ReadWriteFlags::NOWAIT);
+        if preadv2(kick, &mut into, u64::MAX, ReadWriteFlags::NOWAIT) == Err(Errno::OPNOTSUPP) {
+            // a kernel before 5.8
+            let _taken_or_nothing = rustix::io::read(kick, &mut [0; 8]);
+        }
     }
 
     fn breaks(&self, why: &str) {
@@ -564,12 +535,12 @@ impl Vring {
             (GuestAddress(state.queue.desc_table()), state.queue.size())
         };
         let descriptors = Descriptors::of(memory.map(), table, size, head);
-        let Some(buffers) = understand(memory, descriptors) else {
+        let Some(buffers) = request::understand(memory, descriptors) else {
             // without a place for its status there is nothing to tell
             return self.ended(head, 0);
         };
         let writes = !matches!(buffers.asked, Asked::Read(_) | Asked::Identify | Asked::Unknown);
-        let work = self.work(&buffers);
+        let work = request::work(&self.shared, &buffers);
         let Buffers { into, status, asked, .. } = buffers;
         // what is written for the guest; of a read that fails some may have been
         let into = match asked {
@@ -579,15 +550,7 @@ impl Vring {
         };
         let (this, memory, for_status) = (Rc::clone(self), Rc::clone(memory), status.clone());
         let task = self.shared.ring.local().spawn(async move {
-            let outcome = match work {
-                Work::Done(outcome) => outcome,
-                Work::Device(request) => outcome(this.shared.device.submit(request).await),
-                Work::Several(requests) => {
-                    let all =
-                        requests.into_iter().map(|request| this.shared.device.submit(request));
-                    outcome(join_all(all).await.into_iter().collect())
-                }
-            };
+            let outcome = work.run(&*this.shared.device).await;
             status.write_at(0, &[outcome.byte()]);
             let got = if outcome == Status::Ok { into.len() } else { 0 };
             if let Some(log) = &*this.shared.log.borrow() {
@@ -597,63 +560,6 @@ impl Vring {
             this.ended(head, u32::try_from(got + 1).unwrap_or(u32::MAX));
         });
         self.state.borrow_mut().under_way[at] = Some(UnderWay { task, writes, status: for_status });
-    }
-
-    fn work(&self, buffers: &Buffers) -> Work {
-        let Buffers { out, into, asked, .. } = buffers;
-        let durability = match self.shared.write_through.get() {
-            true => Durability::Durable,
-            false => Durability::Cached,
-        };
-        let changes = matches!(asked, Asked::Write(_) | Asked::Clear { .. });
-        let too_long = out.len().max(into.len()) > blk::MOST_DATA;
-        if (changes && self.shared.read_only) || too_long {
-            return Work::Done(Status::Error);
-        }
-        match *asked {
-            Asked::Read(_) if into.is_empty() => Work::Done(Status::Ok),
-            Asked::Write(_) if out.is_empty() => Work::Done(Status::Ok),
-            Asked::Read(at) => {
-                split_by(self.longest(), at, into, |at, into| Request::Read { at, into })
-            }
-            Asked::Write(at) => split_by(self.longest(), at, out, |at, from| Request::Write {
-                at,
-                from,
-                durability,
-            }),
-            Asked::Flush => Work::Device(Request::Flush),
-            Asked::Clear { zeroes } => {
-                if out.len() > blk::RANGES_LEN {
-                    return Work::Done(Status::Error);
-                }
-                match blk::ranges(&out.to_vec(), zeroes) {
-                    Ok(ranges) => {
-                        let some = ranges.into_iter().filter(|(range, _)| range.len.0 > 0);
-                        let clear = |(range, how)| Request::Clear {
-                            range,
-                            how,
-                            effort: Effort::Any,
-                            durability,
-                        };
-                        Work::Several(some.map(clear).collect())
-                    }
-                    Err(status) => Work::Done(status),
-                }
-            }
-            Asked::Identify => {
-                let mut id = [0; blk::ID_LEN];
-                let text = self.shared.serial.as_bytes();
-                let len = text.len().min(id.len());
-                id[..len].copy_from_slice(&text[..len]);
-                into.write_at(0, &id[..into.len().min(id.len())]);
-                Work::Done(Status::Ok)
-            }
-            Asked::Unknown => Work::Done(Status::Unsupported),
-        }
-    }
-
-    fn longest(&self) -> usize {
-        self.shared.device.info().max_io as usize
     }
 
     /// A request ended; `written` bytes were written for it.
@@ -746,58 +652,4 @@ impl Vring {
 
 pub(super) fn is_nonblocking(fd: &OwnedFd) -> bool {
     rustix::fs::fcntl_getfl(fd).is_ok_and(|flags| flags.contains(OFlags::NONBLOCK))
-}
-
-fn outcome(result: Result<(), IoError>) -> Status {
-    match result {
-        Ok(()) => Status::Ok,
-        Err(error) => {
-            tracing::debug!(%error, "a request failed");
-            Status::Error
-        }
-    }
-}
-
-/// One request, or several where the device does not take so much at once.
-fn split_by(
-    longest: usize,
-    at: ByteOffset,
-    buffer: &IoBuf,
-    request: impl Fn(ByteOffset, IoBuf) -> Request,
-) -> Work {
-    if buffer.len() <= longest {
-        return Work::Device(request(at, buffer.clone()));
-    }
-    let piece = |from: usize| {
-        let at = ByteOffset(at.0.saturating_add(from as u64));
-        request(at, buffer.slice(from, longest.min(buffer.len() - from)))
-    };
-    Work::Several((0..buffer.len()).step_by(longest).map(piece).collect())
-}
-
-/// Follows a request's descriptors. None: they lead nowhere, or have no place for a status.
-fn understand(memory: &Rc<GuestMemory>, descriptors: Descriptors<'_>) -> Option<Buffers> {
-    let (mut out, mut into): (Vec<RawIov>, Vec<RawIov>) = (Vec::new(), Vec::new());
-    for descriptor in descriptors {
-        let len = descriptor.len() as usize;
-        let pieces = if descriptor.is_write_only() { &mut into } else { &mut out };
-        if !memory.pieces(descriptor.addr().0, len, pieces) || out.len() + into.len() > MAX_PIECES {
-            return None;
-        }
-    }
-    let (out, into) = (memory.buffer(&out), memory.buffer(&into));
-    let data = into.len().checked_sub(1)?;
-    let status = into.slice(data, 1);
-    let into = into.slice(0, data);
-    let asked = match out.len().checked_sub(blk::HEADER_LEN) {
-        Some(_) => {
-            let mut header = [0; blk::HEADER_LEN];
-            out.read_at(0, &mut header);
-            blk::asked(&header)
-        }
-        None => Asked::Unknown,
-    };
-    let header = out.len().min(blk::HEADER_LEN);
-    let out = out.slice(header, out.len() - header);
-    Some(Buffers { out, into, status, asked })
 }
